@@ -1,0 +1,1 @@
+"""The client node: the agent that runs on each machine."""

@@ -1,0 +1,1 @@
+"""Nodes, devices, events and tokens."""

@@ -1,0 +1,200 @@
+"""Nodes, devices, events, tokens: what the cluster's own actions return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+
+class Kind(Enum):
+    """What kind of object a watched object is."""
+
+    UNKNOWN = "unknown"
+    NODE = "node"
+    DEVICE = "device"
+    MODEL = "model"
+    PLACEMENT = "placement"
+    SERVICE = "service"
+    CHUNK = "chunk"
+    WORKFLOW = "workflow"
+    TASK = "task"
+    LANE = "lane"
+    PLAN = "plan"
+    SESSION = "session"
+    EVENT = "event"
+
+
+class Owner(Enum):
+    """Who owns a piece of desired state; the planner starts and stops only what it owns."""
+
+    UNKNOWN = "unknown"
+    USER = "user"
+    PLANNER = "planner"
+
+
+class Severity(Enum):
+    """Mirrors the wire enum Severity."""
+
+    UNKNOWN = "unknown"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class ConditionState(Enum):
+    """Whether a long action is done, as a pure function of the objects says."""
+
+    UNKNOWN = "unknown"
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of the durable event log: who did what, when, why, and how it ended."""
+
+    id: str = ""
+    """Host-wide sequence number, decimal; also the key."""
+    time: datetime | None = None
+    """Host time (UTC)."""
+    type: str = ""
+    """Dotted lower-case name, for example "service.ready"."""
+    severity: Severity = Severity.UNKNOWN
+    actor: str = ""
+    """Token name that asked for it, "host", or "node:<name>"."""
+    cause: str = ""
+    """Request id or event id that led to it; empty when none."""
+    subject_kind: Kind = Kind.UNKNOWN
+    """Kind and key of the object it is about."""
+    subject: str = ""
+    message: str = ""
+    """One sentence for a person."""
+
+
+class NodePhase(Enum):
+    """Mirrors the wire enum NodePhase."""
+
+    UNKNOWN = "unknown"
+    READY = "ready"
+    UNREACHABLE = "unreachable"  # Silent for three heartbeats.
+    LEFT = "left"  # Said goodbye.
+
+
+class DeviceKind(Enum):
+    """Mirrors the wire enum DeviceKind."""
+
+    UNKNOWN = "unknown"
+    GPU = "gpu"
+    MIG = "mig"
+    CPU = "cpu"
+    SIMULATED = "simulated"
+
+
+class DevicePhase(Enum):
+    """Mirrors the wire enum DevicePhase."""
+
+    UNKNOWN = "unknown"
+    READY = "ready"
+    LOST = "lost"  # The driver no longer answers for it.
+
+
+class Role(Enum):
+    """Mirrors the wire enum Role."""
+
+    UNKNOWN = "unknown"
+    VIEWER = "viewer"  # Reads only.
+    OPERATOR = "operator"  # Reads and changes.
+    AGENT = "agent"  # Attaches as a node and reports on that node only.
+    INFER = "infer"  # Asks models through the gateway, nothing else.
+    ADMIN = "admin"  # Everything, tokens and shutdown included.
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An agent's machine. Key: name."""
+
+    name: str = ""
+    incarnation: str = ""
+    """New at each agent process start (UUID hex)."""
+    phase: NodePhase = NodePhase.UNKNOWN
+    version: str = ""
+    """gswarm version of the agent."""
+    features: tuple[str, ...] = ()
+    """Optional abilities the agent announced, for example "peer", "simulate"."""
+    peer_host: str = ""
+    """Where other nodes and the gateway reach the peer port; port 0: none."""
+    peer_port: int = 0
+    cpu_count: int = 0
+    """Logical CPUs."""
+    memory_bytes: int = 0
+    """Physical memory, bytes."""
+    joined_at: datetime | None = None
+    last_seen: datetime | None = None
+    detail: str = ""
+    """One sentence when something is wrong (version skew, silence), else empty."""
+    backends: tuple[str, ...] = ()
+    """Backend names that can be started there."""
+    platform: str = ""
+    """Operating system and kernel, as platform.platform() gives."""
+    simulated: bool = False
+    """Has at least one simulated device."""
+    store_free_bytes: int = 0
+    """Free bytes of the model store's file system, as last reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One compute device. Key: id."""
+
+    id: str = ""
+    """NVML UUID, "SIM-..." for simulated, "CPU-..." for the machine's processor."""
+    alias: str = ""
+    """"<node>:gpu0", "<node>:cpu"."""
+    node: str = ""
+    index: int = 0
+    """Position on its node, from 0."""
+    kind: DeviceKind = DeviceKind.UNKNOWN
+    name: str = ""
+    """Marketing name, for example "NVIDIA H100 80GB HBM3"."""
+    memory_bytes: int = 0
+    """Total memory, bytes."""
+    power_limit_mw: int | None = None
+    """Power cap, milliwatts; absent when the device gives none."""
+    phase: DevicePhase = DevicePhase.UNKNOWN
+    detail: str = ""
+    """Why it is lost, else empty."""
+    driver_version: str = ""
+    changed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """Mirrors the wire message TokenInfo."""
+
+    name: str = ""
+    role: Role = Role.UNKNOWN
+    node: str = ""
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """Mirrors the wire message HostStatus."""
+
+    version: str = ""
+    started_at: datetime | None = None
+    revision: int = 0
+    nodes: int = 0
+    devices: int = 0
+    pid: int = 0
+    """Process id of the host."""
+    grpc_port: int = 0
+    http_port: int = 0
+    model_port: int = 0
+    state_dir: str = ""
+    role: str = ""
+    """Role of the token that asked, for example "admin"."""
+    time: datetime | None = None
+    loopback: bool = False

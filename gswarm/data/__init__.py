@@ -1,0 +1,1 @@
+"""The data pool: chunks shared between processes and nodes."""

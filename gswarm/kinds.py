@@ -1,0 +1,65 @@
+"""The kinds of watched objects: wire message, wire slot and key field of each, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from gswarm.v1 import cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class KindInfo:
+    """`slot` is the field of `Object.body`; `key_field` is empty for the one object of its kind."""
+
+    kind: common_pb2.Kind
+    slot: str
+    message: type[Message]
+    key_field: str
+
+
+_TABLE = (
+    KindInfo(common_pb2.KIND_NODE, "node", cluster_pb2.Node, "name"),
+    KindInfo(common_pb2.KIND_DEVICE, "device", cluster_pb2.Device, "id"),
+    KindInfo(common_pb2.KIND_MODEL, "model", models_pb2.Model, "name"),
+    KindInfo(common_pb2.KIND_PLACEMENT, "placement", models_pb2.Placement, "id"),
+    KindInfo(common_pb2.KIND_SERVICE, "service", models_pb2.Service, "name"),
+    KindInfo(common_pb2.KIND_CHUNK, "chunk", data_pb2.Chunk, "id"),
+    KindInfo(common_pb2.KIND_WORKFLOW, "workflow", queue_pb2.Workflow, "id"),
+    KindInfo(common_pb2.KIND_TASK, "task", queue_pb2.Task, "id"),
+    KindInfo(common_pb2.KIND_LANE, "lane", queue_pb2.Lane, "device_id"),
+    KindInfo(common_pb2.KIND_PLAN, "plan", queue_pb2.Plan, ""),
+    KindInfo(common_pb2.KIND_SESSION, "session", profiler_pb2.Session, "name"),
+    KindInfo(common_pb2.KIND_EVENT, "event", common_pb2.Event, "id"),
+)
+BY_KIND: Mapping[common_pb2.Kind, KindInfo] = MappingProxyType({info.kind: info for info in _TABLE})
+BY_MESSAGE: Mapping[type[Message], KindInfo] = MappingProxyType({info.message: info for info in _TABLE})
+BY_SLOT: Mapping[str, KindInfo] = MappingProxyType({info.slot: info for info in _TABLE})
+
+
+def key_of(message: Message) -> str:
+    """The key under which `message` is kept."""
+    field = BY_MESSAGE[type(message)].key_field
+    return str(getattr(message, field)) if field else "plan"
+
+
+def to_object(message: Message, revision: int) -> cluster_pb2.Object:
+    """Wrap `message` for the wire."""
+    info = BY_MESSAGE[type(message)]
+    obj = cluster_pb2.Object(kind=info.kind, key=key_of(message), revision=revision)
+    getattr(obj, info.slot).CopyFrom(message)
+    return obj
+
+
+def body_of(obj: cluster_pb2.Object) -> Message:
+    """The message inside a wire object; ValueError if it was deleted."""
+    if not (slot := obj.WhichOneof("body")):
+        raise ValueError(f"object {obj.key} carries no body")
+    message: Message = getattr(obj, slot)
+    return message

@@ -1,0 +1,1 @@
+"""Models: stored once, served where they fit."""

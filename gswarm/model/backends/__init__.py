@@ -1,0 +1,1 @@
+"""What can serve a model."""

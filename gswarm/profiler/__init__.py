@@ -1,0 +1,1 @@
+"""Metrics of devices, streamed, recorded and replayed."""

@@ -1,0 +1,1 @@
+"""Workflows, tasks and their dispatch."""

@@ -1,0 +1,1 @@
+"""Planning: pure code, no I/O, nothing of ours imported."""
