@@ -198,3 +198,12 @@ class HostStatus:
     """Role of the token that asked, for example "admin"."""
     time: datetime | None = None
     loopback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long action is: done, failed or pending, with a fraction from 0 to 1 where one is known."""
+
+    state: ConditionState = ConditionState.UNKNOWN
+    fraction: float | None = None
+    message: str = ""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from gswarm.cluster.types import ConditionState, Progress
+
 
 class ChunkType(Enum):
     """Mirrors the wire enum ChunkType."""
@@ -75,3 +77,20 @@ class Chunk:
     locations: tuple[Location, ...] = ()
     actor: str = ""
     """Token name that put it."""
+
+
+def transfer_done(asked: Chunk, now: Chunk | None) -> Progress:
+    """How far the copies are that were on their way when `asked` was answered."""
+    waited = {place.node for place in asked.locations if place.phase is LocationPhase.PENDING}
+    if now is None:
+        return Progress(ConditionState.FAILED, None, f"chunk {asked.id} was deleted meanwhile")
+    places = {place.node: place for place in now.locations if place.node in waited}
+    if gone := waited - places.keys():
+        return Progress(ConditionState.FAILED, None, f"{', '.join(sorted(gone))} left before the copy arrived")
+    if failed := next((p for p in places.values() if p.phase is LocationPhase.FAILED), None):
+        return Progress(ConditionState.FAILED, None, f"{failed.node}: {failed.detail}")
+    pending = [p for p in places.values() if p.phase is not LocationPhase.PRESENT]
+    if not pending:
+        return Progress(ConditionState.DONE, 1.0, f"{now.id} is on {', '.join(sorted(waited)) or 'that node'}")
+    fraction = min(p.bytes_done for p in pending) / now.size_bytes if now.size_bytes else None
+    return Progress(ConditionState.PENDING, fraction, f"{now.id} is on its way to {', '.join(p.node for p in pending)}")
