@@ -1,0 +1,91 @@
+"""What every pane is: a table that turns a view into content, with its number, its domain and four designed states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from .. import figures
+from ..model_state import View
+from ..snapshot import Link
+from ..widgets.spans import Spans
+from ..widgets.table import Content, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from textual.binding import Binding
+
+    from ..themes import Paint
+
+
+class Pane(Table):
+    """One numbered pane. Subclasses give `draw`, and what to say while there is nothing."""
+
+    number: ClassVar[int] = 0
+    title: ClassVar[str] = ""
+    domains: ClassVar[tuple[str, ...]] = ()
+    """Catalogue domains whose keys work here."""
+    kind: ClassVar[str] = ""
+    """What a row is, as `Ref` names it."""
+    empty: ClassVar[tuple[str, ...]] = ("nothing here yet",)
+    """What to say while empty; lines that begin with `$ ` are commands."""
+
+    def __init__(self, paint: Callable[[], Paint], bindings: list[Binding] | None = None) -> None:
+        super().__init__(paint, id=f"pane-{self.number}")
+        self.add_class("pane")
+        self.view: View | None = None
+        self.is_zoomed = False
+        if bindings:
+            from textual.binding import BindingsMap
+
+            self._bindings = BindingsMap.merge([self._bindings, BindingsMap(bindings)])
+
+    def draw(self, view: View, width: int, height: int) -> Content:
+        """The pane's content for an inner size in cells."""
+        raise NotImplementedError
+
+    def show(self, view: View) -> None:
+        """Draw `view`; loading, empty and stale states are handled here for every pane."""
+        self.view = view
+        width, height = self.size.width, self.size.height
+        if width < 4 or height < 2:
+            return
+        self.load(self.compose_content(view, width, height))
+
+    def compose_content(self, view: View, width: int, height: int) -> Content:
+        heading = f"{self.number} {self.title}" if self.number else self.title
+        if view.is_loading:
+            lines: tuple[Spans, ...] = ((("◌ ", "changing"), (f"connecting to {view.totals.host}", "dim")),)
+            if view.totals.problem:
+                lines += ((("  " + view.totals.problem, "faint"),),)
+            return Content(note=lines, title=heading)
+        content = self.draw(view, width, height)
+        title = content.title or heading
+        subtitle = content.subtitle
+        if view.totals.link is Link.STALE:
+            aged = f"stale {figures.span(view.totals.age_s)}"
+            subtitle = f"{aged} · {subtitle}" if subtitle else aged
+        note = content.note or (() if content.rows else tuple(_hint(line) for line in self.empty))
+        return Content(
+            columns=content.columns,
+            rows=content.rows,
+            note=note,
+            is_stale=view.is_stale,
+            title=title,
+            subtitle=subtitle,
+        )
+
+    def on_resize(self, event: object) -> None:
+        if self.view is not None:
+            self.show(self.view)
+        self.repaint()
+
+    def subject(self) -> str | None:
+        """What an action of this pane is about: the name a person would type."""
+        return self.cursor_key
+
+
+def _hint(line: str) -> Spans:
+    if line.startswith("$ "):
+        return (("$ ", "focus"), (line[2:], "text"))
+    return ((line, "dim"),)

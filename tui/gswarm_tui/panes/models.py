@@ -1,0 +1,59 @@
+"""Models: size, state with glyph and word, tokens a second, and where."""
+
+from __future__ import annotations
+
+from .. import figures
+from ..model_state import ModelView, View
+from ..widgets.spans import Spans
+from ..widgets.table import Column, Content, Row
+from .base import Pane
+
+
+class ModelsPane(Pane):
+    """What can be served, and what is."""
+
+    number = 2
+    title = "Models"
+    domains = ("model",)
+    kind = "model"
+    empty = ("no models yet", "$ gswarm model download NAME --source file:///path", "or press d")
+
+    def draw(self, view: View, width: int, height: int) -> Content:
+        has_where = width >= 58
+        # name, size, state, tok/s (and where): what is over the state takes, being the only one with sentences
+        longest = max((len(m.name) for m in view.models), default=0)
+        name = min(max(longest + 1, 13), 14 if width < 58 else 24)
+        state = width - 1 - name - 1 - 4 - 2 - 1 - 5
+        if has_where:
+            where = min(max(16, (width - 60) // 2 + 14), state // 2)
+            state -= where + 2
+        columns = [Column("MODEL", name, gap=0), Column("SIZE", 4, "right"), Column("STATE", state, gap=2)]
+        columns.append(Column("TOK/S", 5, "right"))
+        if has_where:
+            columns.append(Column("WHERE", where, gap=2))
+        rows = tuple(self._row(m, has_where) for m in view.models)
+        ready = sum(m.state.word == "ready" for m in view.models)
+        subtitle = f"{ready} ready of {len(rows)}" if rows else ""
+        return Content(tuple(columns), rows, subtitle=subtitle)
+
+    def _row(self, m: ModelView, has_where: bool) -> Row:
+        quiet = m.state.tone.value == "dim"
+        edge = ("▌", f"hue{m.hue % 8}") if m.hue is not None else (" ", "text")
+        word = "dim" if m.state.word == "ready" or quiet else m.state.tone.value
+        name: Spans = (edge, (m.name, "dim" if quiet else "text"))
+        if m.is_simulated:
+            name = (*name, (" SIM", "faint"))
+        cells: list[Spans] = [
+            name,
+            ((figures.size(m.size) if m.size else figures.NA, "dim" if quiet else "text"),),
+            ((f"{m.state.glyph} ", m.state.tone.value), (m.state.word, "text" if m.state.word == "ready" else word)),
+            ((figures.number(m.tokens_per_s), "text"),) if m.tokens_per_s is not None else (("", "text"),),
+        ]
+        if has_where:
+            cells.append(((m.where, "dim"),))
+        return Row(
+            m.name,
+            tuple(cells),
+            values=(m.name, float(m.size), m.state.word, m.tokens_per_s or 0.0, m.where),
+            search=m.where,
+        )

@@ -1,0 +1,63 @@
+"""Sessions: recordings, which one runs, how much it holds."""
+
+from __future__ import annotations
+
+from gswarm.profiler.types import Session, SessionPhase
+
+from .. import figures
+from ..model_state import View
+from ..widgets.spans import Spans
+from ..widgets.table import Column, Content, Row
+from .base import Pane
+
+_STATES = {
+    SessionPhase.RECORDING: ("●", "ready"),
+    SessionPhase.PAUSED: ("◐", "changing"),
+    SessionPhase.STOPPED: ("○", "dim"),
+    SessionPhase.SEALED: ("○", "dim"),
+}
+
+
+class SessionsPane(Pane):
+    """Recording sessions."""
+
+    number = 5
+    title = "Sessions"
+    domains = ("profiler",)
+    kind = "session"
+    empty = ("no recordings yet", "$ gswarm profiler start --name run-1", "or press n")
+
+    def draw(self, view: View, width: int, height: int) -> Content:
+        name = max(10, min(24, max((len(s.name) for s in view.sessions), default=0)))
+        columns = (
+            Column("NAME", name, gap=0),
+            Column("STATE", 12),
+            Column("STARTED", 8),
+            Column("LENGTH", 6, "right"),
+            Column("TICKS", 6, "right"),
+            Column("EVENTS", 6, "right"),
+            Column("SIZE", 5, "right"),
+            Column("NODES", max(0, width - name - 58), gap=2),
+        )
+        recording = sum(s.phase is SessionPhase.RECORDING for s in view.sessions)
+        subtitle = f"{len(view.sessions)}" + (f" · {recording} recording" if recording else "")
+        return Content(columns, tuple(self._row(s, view) for s in view.sessions), subtitle=subtitle)
+
+    def _row(self, s: Session, view: View) -> Row:
+        glyph, tone = _STATES.get(s.phase, ("◌", "dim"))
+        end = s.stopped_at or view.totals.now
+        length = (end - s.started_at).total_seconds() if s.started_at else None
+        word = s.detail if s.phase is SessionPhase.PAUSED and s.detail else s.phase.value
+        cells: tuple[Spans, ...] = (
+            ((s.name, "text"),),
+            ((f"{glyph} ", tone), (word, "text" if tone == "ready" else tone)),
+            ((figures.clock(s.started_at, with_seconds=True), "dim"),),
+            ((figures.span(length), "text"),),
+            ((figures.number(s.ticks), "text"),),
+            ((figures.number(s.events), "text"),),
+            ((figures.size(s.size_bytes), "text"),),
+            ((" ".join(s.nodes) or "all", "dim"),),
+        )
+        started = s.started_at.timestamp() if s.started_at else 0.0
+        values = (s.name, s.phase.value, started, length or 0.0, float(s.ticks), float(s.events), float(s.size_bytes))
+        return Row(s.name, cells, values=values, search=f"{s.actor} {s.path}")

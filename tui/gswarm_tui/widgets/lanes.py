@@ -1,0 +1,124 @@
+"""Plan lanes: what each device does now and next, drawn as tinted blocks on a linear axis of wall-clock cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import floor
+
+from .. import figures
+from ..model_state import BlockView
+from ..themes import Form
+from .spans import Spans
+
+ZOOMS = (1, 2, 5, 10, 15, 30)
+"""Seconds a cell."""
+LOAD = "░"
+
+
+def initials(models: Iterable[str]) -> dict[str, str]:
+    """The shortest prefix of each name that no other name shares, its first letter raised."""
+    names = sorted(set(models))
+    short = {}
+    for name in names:
+        length = next(
+            (n for n in range(1, len(name) + 1) if not any(o != name and o[:n] == name[:n] for o in names)), len(name)
+        )
+        short[name] = name[:1].upper() + name[1:length]
+    return short
+
+
+def label(model: str, count: int, room: int, initial: str) -> str:
+    """What a block of `room` free cells says: name and count, name, name cut at five letters or more, initial."""
+    for text in ((f"{model} ×{count}", model) if count else (model,)):
+        if len(text) <= room:
+            return text
+    if room >= 5:
+        return model[:room]
+    return initial if len(initial) <= room else ""
+
+
+def axis(cells: int, cell_s: int) -> Spans:
+    """The heading above lanes: now, then a mark each dozen cells or so."""
+    if cells <= 0:
+        return ()
+    step = 12
+    out = "now"
+    at = step
+    while at < cells:
+        mark = figures.ahead(at * cell_s)
+        if at + len(mark) > cells:
+            break
+        out = out.ljust(at) + mark
+        at += step
+    return ((out.ljust(cells)[:cells], "dim"),)
+
+
+def lane(
+    blocks: Sequence[BlockView],
+    now: float,
+    cells: int,
+    cell_s: int,
+    short: Mapping[str, str],
+    form: Form = Form.TINT,
+) -> Spans:
+    """One lane of exactly `cells` cells. Cells stand on the wall clock, so a lane moves by whole cells only."""
+    if cells <= 0:
+        return ()
+    chars, styles = [" "] * cells, ["text"] * cells
+    origin = floor(now / cell_s)
+
+    def cell_of(time: float) -> int:
+        return floor(time / cell_s) - origin
+
+    for block in blocks:
+        first, end = cell_of(block.start), cell_of(block.end)
+        if block.is_running:
+            first = 0
+        if block.load_s > 0:
+            loading = cell_of(block.start - block.load_s)
+            for x in range(max(0, loading), min(cells, max(first, loading + 1))):
+                chars[x], styles[x] = LOAD, "load"
+        end = max(end, first + 1)
+        if end <= 0 or first >= cells:
+            continue
+        first, end = max(0, first), min(end, cells)
+        _draw(block, chars, styles, first, end, short.get(block.model, block.model[:1].upper()), form)
+    return _joined(chars, styles)
+
+
+def _draw(
+    block: BlockView, chars: list[str], styles: list[str], first: int, end: int, initial: str, form: Form
+) -> None:
+    when = "now" if block.is_running else "later"
+    hue = block.hue % 8
+    room = end - first - 1
+    if form is Form.MONO:
+        room -= 1
+        text = label(block.model, block.count, room, initial) if room > 0 else ""
+        inside = text.ljust(end - first - 2, "=") if end - first > 2 else ""
+        drawn = "[" if end - first == 1 else f"[{inside}]"
+        for x, c in enumerate(drawn, first):
+            chars[x], styles[x] = c, f"{when}{hue}"
+        return
+    text = label(block.model, block.count, room, initial) if room > 0 else ""
+    for x in range(first, end):
+        chars[x], styles[x] = " ", f"{when}{hue}"
+    chars[first], styles[first] = "▌", f"{when}edge{hue}"
+    for x, c in enumerate(text, first + 1):
+        chars[x] = c
+
+
+def _joined(chars: Sequence[str], styles: Sequence[str]) -> Spans:
+    out: list[tuple[str, str]] = []
+    start = 0
+    for x in range(1, len(chars) + 1):
+        if x == len(chars) or styles[x] != styles[start]:
+            out.append(("".join(chars[start:x]), styles[start]))
+            start = x
+    return tuple(out)
+
+
+def zoomed(cell_s: int, step: int) -> int:
+    """The next zoom in or out, held at the ends."""
+    at = ZOOMS.index(cell_s) if cell_s in ZOOMS else ZOOMS.index(5)
+    return ZOOMS[max(0, min(len(ZOOMS) - 1, at + step))]
