@@ -18,7 +18,7 @@ M = TypeVar("M", bound=Message)
 class KindInfo:
     """`slot` is the field of `Object.body`; `key_field` is empty for the one object of its kind."""
 
-    kind: common_pb2.Kind
+    kind: common_pb2.Kind.ValueType
     slot: str
     message: type[Message]
     key_field: str
@@ -38,7 +38,7 @@ _TABLE = (
     KindInfo(common_pb2.KIND_SESSION, "session", profiler_pb2.Session, "name"),
     KindInfo(common_pb2.KIND_EVENT, "event", common_pb2.Event, "id"),
 )
-BY_KIND: Mapping[common_pb2.Kind, KindInfo] = MappingProxyType({info.kind: info for info in _TABLE})
+BY_KIND: Mapping[int, KindInfo] = MappingProxyType({info.kind: info for info in _TABLE})
 BY_MESSAGE: Mapping[type[Message], KindInfo] = MappingProxyType({info.message: info for info in _TABLE})
 BY_SLOT: Mapping[str, KindInfo] = MappingProxyType({info.slot: info for info in _TABLE})
 

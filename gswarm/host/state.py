@@ -1,0 +1,82 @@
+"""The host's state as readers on the event loop see it, and the batches that change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from google.protobuf.message import Message
+
+from gswarm.kinds import BY_KIND, BY_MESSAGE, M
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object, the revision that last changed it, and its serialised wire `Object`, shared by all readers."""
+
+    message: Message
+    revision: int
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """One object before and after; `new` is None when it was deleted. `wire` is the serialised `Object`."""
+
+    kind: int
+    key: str
+    old: Message | None
+    new: Message | None
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """All that one operation changed, whole."""
+
+    revision: int
+    time: datetime
+    actor: str
+    cause: str
+    changes: tuple[Changed, ...]
+
+
+class State:
+    """Every watched object at one revision; changes only when the store publishes a batch, on the loop."""
+
+    def __init__(self) -> None:
+        self._tables: dict[int, dict[str, Entry]] = {kind: {} for kind in BY_KIND}
+        self.revision = 0
+        self.time = datetime.now(UTC)
+
+    def get(self, cls: type[M], key: str) -> M | None:
+        """The object, read-only, or None."""
+        entry = self._tables[BY_MESSAGE[cls].kind].get(key)
+        return entry.message if entry is not None else None  # type: ignore[return-value]
+
+    def list(self, cls: type[M]) -> Iterator[M]:
+        """All objects of a kind, read-only, oldest key first as inserted."""
+        return (entry.message for entry in self._tables[BY_MESSAGE[cls].kind].values())  # type: ignore[misc]
+
+    def entries(self, kind: int) -> Mapping[str, Entry]:
+        """The live table of a kind; copy it before awaiting anything."""
+        return self._tables[kind]
+
+    def count(self, cls: type[Message]) -> int:
+        """How many objects of a kind there are."""
+        return len(self._tables[BY_MESSAGE[cls].kind])
+
+    def load(self, kind: int, key: str, entry: Entry) -> None:
+        """Put what was read from disk, before anything is published."""
+        self._tables[kind][key] = entry
+
+    def publish(self, batch: Batch) -> None:
+        """Apply a batch."""
+        for change in batch.changes:
+            table = self._tables[change.kind]
+            if change.new is None:
+                table.pop(change.key, None)
+            else:
+                table[change.key] = Entry(change.new, batch.revision, change.wire)
+        self.revision, self.time = batch.revision, batch.time
