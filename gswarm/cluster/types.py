@@ -142,6 +142,8 @@ class Node:
     """Has at least one simulated device."""
     store_free_bytes: int = 0
     """Free bytes of the model store's file system, as last reported."""
+    peer_certificate: str = ""
+    """PEM of the peer port's self-signed certificate, pinned by who connects; empty: plain, loopback only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,11 @@ class Hello(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     REPORT_SEQ_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    OUTBOX_FIELD_NUMBER: _builtins.int
     report_seq: _builtins.int
     """Last sequence number put into the outbox; the host answers with the last it has applied."""
+    outbox: _builtins.str
+    """Identity of the outbox file; report sequence numbers belong to it."""
     @_builtins.property
     def node(self) -> _cluster_pb2.Node:
         """Name, incarnation, version, features, peer address and machine facts."""
@@ -52,10 +55,11 @@ class Hello(_message.Message):
         devices: _abc.Iterable[_cluster_pb2.Device] | None = ...,
         report_seq: _builtins.int = ...,
         running: _abc.Iterable[Global___TaskAttempt] | None = ...,
+        outbox: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "node", b"node", "report_seq", b"report_seq", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "node", b"node", "outbox", b"outbox", "report_seq", b"report_seq", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

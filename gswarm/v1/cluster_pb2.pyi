@@ -143,6 +143,7 @@ class Node(_message.Message):
     PLATFORM_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
     STORE_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    PEER_CERTIFICATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     incarnation: _builtins.str
     """New at each agent process start (UUID hex)."""
@@ -164,6 +165,8 @@ class Node(_message.Message):
     """Has at least one simulated device."""
     store_free_bytes: _builtins.int
     """Free bytes of the model store's file system, as last reported."""
+    peer_certificate: _builtins.str
+    """PEM of the peer port's self-signed certificate, pinned by who connects; empty: plain, loopback only."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional abilities the agent announced, for example "peer", "simulate"."""
@@ -195,10 +198,11 @@ class Node(_message.Message):
         platform: _builtins.str = ...,
         simulated: _builtins.bool = ...,
         store_free_bytes: _builtins.int = ...,
+        peer_certificate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["joined_at", b"joined_at", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "cpu_count", b"cpu_count", "detail", b"detail", "features", b"features", "incarnation", b"incarnation", "joined_at", b"joined_at", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "peer_host", b"peer_host", "peer_port", b"peer_port", "phase", b"phase", "platform", b"platform", "simulated", b"simulated", "store_free_bytes", b"store_free_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "cpu_count", b"cpu_count", "detail", b"detail", "features", b"features", "incarnation", b"incarnation", "joined_at", b"joined_at", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "peer_certificate", b"peer_certificate", "peer_host", b"peer_host", "peer_port", b"peer_port", "phase", b"phase", "platform", b"platform", "simulated", b"simulated", "store_free_bytes", b"store_free_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

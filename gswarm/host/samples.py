@@ -1,0 +1,155 @@
+"""The last ten minutes of metric samples of every node, kept as the bytes they came in."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from gswarm.v1 import profiler_pb2
+
+KEPT_S = 600.0
+NODE_LIMIT_BYTES = 16 << 20
+Listener = Callable[[str, bytes, bytes | None], None]
+"""Called with node, serialised SampleTick (may be empty) and, when it is new, the serialised MetricSchema."""
+
+_NUMPY = {
+    profiler_pb2.COLUMN_TYPE_GAUGE_F32: ("f32", "<f4"),
+    profiler_pb2.COLUMN_TYPE_GAUGE_I32: ("i32", "<i4"),
+    profiler_pb2.COLUMN_TYPE_COUNTER_U64: ("u64", "<u8"),
+    profiler_pb2.COLUMN_TYPE_MASK_U64: ("u64", "<u8"),
+}
+NA_I32 = -(1 << 31)
+NA_U64 = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class _Node:
+    schemas: dict[int, profiler_pb2.MetricSchema] = field(default_factory=dict)
+    ring: deque[tuple[float, bytes]] = field(default_factory=deque)
+    size: int = 0
+    latest: profiler_pb2.SampleTick | None = None
+    received: float = 0.0
+
+
+class SampleHub:
+    """Takes ticks from agents, keeps them serialised, and hands the same bytes to every listener."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._nodes: dict[str, _Node] = {}
+        self._listeners: list[Listener] = []
+        self._clock = clock
+        self.ticks = 0
+        """Ticks taken since the host started."""
+
+    def add_schema(self, schema: profiler_pb2.MetricSchema) -> None:
+        """A node's column layout; must come before the first tick that uses it."""
+        node = self._nodes.setdefault(schema.node, _Node())
+        node.schemas[schema.id] = schema
+        wire = schema.SerializeToString()
+        for listener in tuple(self._listeners):
+            listener(schema.node, b"", wire)
+
+    def add(self, tick: profiler_pb2.SampleTick) -> None:
+        """One tick of a node; older than the newest (backfill) goes to history and recorders, not to `latest`."""
+        node = self._nodes.setdefault(tick.node, _Node())
+        wire = tick.SerializeToString()
+        now = self._clock()
+        node.ring.append((now, wire))
+        node.size += len(wire)
+        while node.ring and (node.ring[0][0] < now - KEPT_S or node.size > NODE_LIMIT_BYTES):
+            node.size -= len(node.ring.popleft()[1])
+        if node.latest is None or tick.time_unix_us >= node.latest.time_unix_us:
+            node.latest, node.received = tick, now
+        self.ticks += 1
+        for listener in tuple(self._listeners):
+            listener(tick.node, wire, None)
+
+    def forget(self, node: str) -> None:
+        """Drop what is held of a node that left for good."""
+        self._nodes.pop(node, None)
+
+    def nodes(self) -> list[str]:
+        """Nodes that have sent anything."""
+        return list(self._nodes)
+
+    def schemas(self, node: str) -> list[bytes]:
+        """Serialised schemas of a node."""
+        known = self._nodes.get(node)
+        return [schema.SerializeToString() for schema in known.schemas.values()] if known else []
+
+    def schema(self, node: str, schema_id: int) -> profiler_pb2.MetricSchema | None:
+        """One schema, parsed."""
+        known = self._nodes.get(node)
+        return known.schemas.get(schema_id) if known else None
+
+    def latest(self, node: str) -> profiler_pb2.SampleTick | None:
+        """The newest tick of a node."""
+        known = self._nodes.get(node)
+        return known.latest if known else None
+
+    def age_s(self, node: str) -> float | None:
+        """Seconds since the newest tick arrived; None when there is none."""
+        known = self._nodes.get(node)
+        return self._clock() - known.received if known and known.latest else None
+
+    def history(self, node: str, seconds: float) -> list[bytes]:
+        """Serialised ticks of the last `seconds`, oldest first; always at least the newest."""
+        known = self._nodes.get(node)
+        if known is None or not known.ring:
+            return []
+        since = self._clock() - seconds
+        recent = [wire for at, wire in known.ring if at >= since]
+        return recent or [known.ring[-1][1]]
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with everything that comes; the returned function ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def value(self, device_id: str, metric: str) -> float | int | None:
+        """The newest value of one metric of one device; None when it is NA or unknown."""
+        for node in self._nodes.values():
+            tick = node.latest
+            schema = node.schemas.get(tick.schema_id) if tick else None
+            if tick and schema and device_id in schema.device_ids:
+                return dict(values(schema, tick, list(schema.device_ids).index(device_id))).get(metric)
+        return None
+
+
+def values(
+    schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick, device: int
+) -> Iterator[tuple[str, float | int | None]]:
+    """(metric, value) of one device row; None is NA. Scaled integers come as what they stand for."""
+    import numpy as np
+
+    counts = {"f32": 0, "i32": 0, "u64": 0}
+    for column in schema.columns:
+        counts[_NUMPY[column.type][0]] += 1
+    rows: dict[str, np.ndarray] = {}
+    for slot, dtype in {pair for pair in _NUMPY.values()}:
+        packed = np.frombuffer(getattr(tick, slot), dtype)
+        width = counts[slot]
+        if width and len(packed) >= (device + 1) * width:
+            rows[slot] = packed[device * width : (device + 1) * width]
+    at = {"f32": 0, "i32": 0, "u64": 0}
+    for column in schema.columns:
+        slot = _NUMPY[column.type][0]
+        row = rows.get(slot)
+        value = row[at[slot]] if row is not None else None
+        at[slot] += 1
+        yield column.name, _plain(value, slot, column.scale)
+
+
+def _plain(value: Any, slot: str, scale: int) -> float | int | None:
+    if value is None:
+        return None
+    if slot == "f32":
+        number = float(value)
+        return None if number != number else number
+    whole = int(value)
+    if whole == (NA_I32 if slot == "i32" else NA_U64):
+        return None
+    return float(whole / 10**scale) if scale else whole

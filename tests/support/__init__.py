@@ -1,0 +1,1 @@
+"""Fakes and real-process fixtures that several tests share."""
