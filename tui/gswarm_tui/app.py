@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App
@@ -12,8 +15,9 @@ from textual.binding import Binding, BindingType
 from . import themes
 from .diff import FrameDiff
 from .feed import Feed
-from .model_state import View, build
+from .model_state import View, build, pick
 from .overview import Overview
+from .pages.page import Page
 from .snapshot import Snapshot
 from .themes import Paint
 from .widgets.footer import Key
@@ -21,13 +25,18 @@ from .widgets.footer import Key
 if TYPE_CHECKING:
     from textual.screen import Screen
 
+    from gswarm.queue.types import Task
+
     from .panes.base import Pane
+
+HISTORY = 240
+"""Samples kept a device, for the device page."""
 
 
 class Console(App[None]):
     """gswarm's console."""
 
-    CSS_PATH = "console.tcss"
+    CSS_PATH = Path(__file__).with_name("console.tcss")
     TITLE = "gswarm"
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -49,6 +58,8 @@ class Console(App[None]):
         self.theme = theme
         self.snapshot = Snapshot(host=feed.host)
         self.view: View | None = None
+        self._history: dict[str, deque[Mapping[str, float]]] = {}
+        self._sampled: dict[str, float] = {}
         self.frame_diff = FrameDiff.if_possible()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -78,11 +89,19 @@ class Console(App[None]):
     def take(self, snapshot: Snapshot) -> None:
         """Show a snapshot."""
         self.snapshot = snapshot
+        self._remember(snapshot)
         self.view = build(snapshot)
         with self.batch_update():
             screen = self.screen
-            if isinstance(screen, Overview):
+            if isinstance(screen, Overview | Page):
                 screen.show(self.view)
+
+    def _remember(self, snapshot: Snapshot) -> None:
+        for device, values in snapshot.samples.items():
+            at = snapshot.sampled_at.get(device, 0.0)
+            if self._sampled.get(device) != at:
+                self._sampled[device] = at
+                self._history.setdefault(device, deque(maxlen=HISTORY)).append(values)
 
     # What the screens ask for
 
@@ -100,6 +119,25 @@ class Console(App[None]):
 
     def open_page(self, pane: Pane, key: str) -> None:
         """Enter on a row."""
+        if pane.kind == "device" and not key.startswith("node/"):
+            from .pages.device import DevicePage
+
+            self.push_screen(DevicePage(key))
+        elif pane.kind == "task":
+            from .pages.task import TaskPage
+
+            self.push_screen(TaskPage(key))
+
+    def page_keys(self, page: Page) -> tuple[Key, ...]:
+        return ()
+
+    def reason_of(self, task: Task) -> str:
+        """Why a task waits, when the host says so."""
+        return ""
+
+    def history_of(self, device: str, metrics: tuple[str, ...]) -> list[float | None]:
+        """The last samples of a metric, oldest first."""
+        return [pick(values, metrics) for values in self._history.get(device, ())]
 
     # Keys
 

@@ -119,6 +119,10 @@ class FrameDiff:
             end = x + len(cells)
             if row[x:end] != cells:
                 self._compare(y, x, row, cells, runs)
+                if x and not row[x][0]:  # its left half, outside of this update, goes with it
+                    row[x - 1] = UNKNOWN
+                if end < size.width and not row[end][0]:
+                    row[end] = UNKNOWN
                 row[x:end] = cells
         return _written(runs, size.width)
 

@@ -163,7 +163,9 @@ class Overview(Screen[None]):
 
     def _after_arrange(self) -> None:
         focused = self.focused
-        if isinstance(focused, Pane) and not focused.display or focused is None:
+        if self.query_one("#prompt").display:
+            pass
+        elif (isinstance(focused, Pane) and not focused.display) or focused is None:
             shown = next((p for p in self.query(Pane) if p.display), None)
             if shown is not None:
                 shown.focus()
@@ -185,12 +187,7 @@ class Overview(Screen[None]):
         """One pane in full; 0 the overview."""
         self.zoom = number
         self._arrange()
-        target = self.pane(number or 1)
-
-        def focus() -> None:
-            target.focus()
-
-        self.call_after_refresh(focus)
+        self.set_focus(self.pane(number or 1))
 
     def action_back(self) -> None:
         """Esc: one step back, whatever is open."""

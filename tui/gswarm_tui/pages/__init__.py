@@ -1,0 +1,1 @@
+"""Full-screen pages above the overview: a device, a task."""
