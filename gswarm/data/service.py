@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+import grpc.aio
 from google.protobuf.message import Message
 
 from gswarm.data import references
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Message)
 
+Context = grpc.aio.ServicerContext[Any, Any]
 MAX_DIMENSIONS = 64
 EXPIRY_CHECK_S = 60.0
 
@@ -68,7 +70,7 @@ class DataService(data_pb2_grpc.DataServicer):
             self._changed.set()
 
     async def RegisterChunk(
-        self, request: data_pb2.RegisterChunkRequest, context: grpc.aio.ServicerContext
+        self, request: data_pb2.RegisterChunkRequest, context: Context
     ) -> data_pb2.RegisterChunkResponse:
         """A sealed chunk, from the agent that has it."""
         who = caller(context)
@@ -92,9 +94,7 @@ class DataService(data_pb2_grpc.DataServicer):
             operation, actor=who.name, meta=request.meta, method="Data.RegisterChunk", request=request
         )
 
-    async def Acquire(
-        self, request: data_pb2.AcquireRequest, context: grpc.aio.ServicerContext
-    ) -> data_pb2.AcquireResponse:
+    async def Acquire(self, request: data_pb2.AcquireRequest, context: Context) -> data_pb2.AcquireResponse:
         """Take or renew a lease."""
         check_name(request.holder, "holder")
 
@@ -112,9 +112,7 @@ class DataService(data_pb2_grpc.DataServicer):
             request=request,
         )
 
-    async def Release(
-        self, request: data_pb2.ReleaseRequest, context: grpc.aio.ServicerContext
-    ) -> data_pb2.ReleaseResponse:
+    async def Release(self, request: data_pb2.ReleaseRequest, context: Context) -> data_pb2.ReleaseResponse:
         """Give a lease back."""
 
         def change(tx: Transaction, chunk: Chunk) -> data_pb2.ReleaseResponse:
@@ -131,9 +129,7 @@ class DataService(data_pb2_grpc.DataServicer):
             request=request,
         )
 
-    async def DeleteChunk(
-        self, request: data_pb2.DeleteChunkRequest, context: grpc.aio.ServicerContext
-    ) -> data_pb2.DeleteChunkResponse:
+    async def DeleteChunk(self, request: data_pb2.DeleteChunkRequest, context: Context) -> data_pb2.DeleteChunkResponse:
         """Delete a chunk no one holds; agents drop their copies as they see it gone."""
 
         def change(tx: Transaction, chunk: Chunk) -> data_pb2.DeleteChunkResponse:
@@ -150,9 +146,7 @@ class DataService(data_pb2_grpc.DataServicer):
             request=request,
         )
 
-    async def Transfer(
-        self, request: data_pb2.TransferRequest, context: grpc.aio.ServicerContext
-    ) -> data_pb2.TransferResponse:
+    async def Transfer(self, request: data_pb2.TransferRequest, context: Context) -> data_pb2.TransferResponse:
         """Ask that a node have a copy; its agent pulls it."""
         return await self.store.apply(
             transfer(request.id, request.node),
