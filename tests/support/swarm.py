@@ -15,6 +15,7 @@ from gswarm.data.types import Chunk, ChunkType, Holder, Location, LocationPhase
 from gswarm.model.types import Model, Placement, PlacementPhase, Service, ServicePhase
 from gswarm.profiler.types import Session, SessionPhase
 from gswarm.queue.types import Block, Lane, Plan, Priority, Task, TaskPhase, TaskType, Workflow
+from gswarm_tui.deeds import Deed, Field, FieldKind
 
 RowT = TypeVar("RowT")
 NOON = datetime(2026, 7, 1, 12, 4, 45, tzinfo=UTC)
@@ -217,12 +218,70 @@ class FakeSwarm:
         self.data.publish()
 
 
+async def _nothing(**_: object) -> None:
+    return None
+
+
+DEEDS = (
+    Deed(
+        "model serve", "s", "Serve a model.", "starts a backend",
+        (
+            Field("model", ref="model", is_required=True, doc="model to serve"),
+            Field("device", ref="device", is_list=True, is_option=True, default=[], doc="where"),
+            Field("port", FieldKind.INT, is_option=True, default=0, doc="port on the node; 0: any"),
+            Field("backend", FieldKind.CHOICE, is_option=True, choices=("transformers", "vllm", "simulated")),
+        ),
+        _nothing,
+    ),
+    Deed(
+        "model stop", "x", "Stop a service.", "ends a backend",
+        (Field("service", ref="service", is_required=True),), _nothing, is_destructive=True,
+    ),
+    Deed(
+        "model download", "d", "Download a model.", "fetches files to a node",
+        (Field("name", is_required=True), Field("source", is_option=True, is_required=True, doc="file:// or https://")),
+        _nothing,
+    ),
+    Deed("model info", "", "Show a model.", "", (Field("model", ref="model", is_required=True),), _nothing, is_read=True),
+    Deed("queue submit", "n", "Submit a workflow.", "queues its tasks",
+         (Field("path", FieldKind.PATH, is_required=True, doc="YAML or JSON file"),), _nothing),
+    Deed("queue cancel", "c", "Cancel a task.", "ends it", (Field("task", ref="task", is_required=True),), _nothing,
+         is_destructive=True),
+    Deed("queue explain", "e", "Say why a task waits.", "", (Field("task", ref="task", is_required=True),), _nothing,
+         is_read=True),
+    Deed("profiler start", "", "Record.", "starts a recording",
+         (Field("name", is_option=True, is_required=True), Field("nodes", ref="node", is_list=True, is_option=True, default=[])),
+         _nothing),
+    Deed("profiler stop", "", "Stop recording.", "seals it", (Field("name", ref="session", is_required=True),), _nothing),
+)  # fmt: skip
+
+
 class FakeFeed:
-    """Gives the console snapshots of a fake swarm on a clock the test owns."""
+    """Gives the console snapshots of a fake swarm on a clock the test owns; keeps what was asked of it."""
+
+    can_act = True
 
     def __init__(self, swarm: FakeSwarm, host: str = "127.0.0.1:8090") -> None:
         self.swarm, self.host = swarm, host
         self.show: Callable[[Any], None] | None = None
+        self.performed: list[tuple[str, dict[str, Any]]] = []
+        self.failure: Exception | None = None
+        self.replay: Any = None
+
+    def deeds(self) -> tuple[Deed, ...]:
+        return DEEDS
+
+    async def perform(self, deed: Deed, values: Mapping[str, Any]) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        self.performed.append((deed.name, dict(values)))
+        return "done"
+
+    def reason_of(self, task: Task) -> str:
+        return ""
+
+    def row_of(self, kind: str, key: str) -> Any:
+        return self.swarm.data.rows(Device).get(key)
 
     async def run(self, show: Callable[[Any], None]) -> None:
         self.show = show
@@ -234,4 +293,4 @@ class FakeFeed:
         from gswarm_tui.feed import capture
 
         assert self.show is not None
-        self.show(capture(self.swarm.data, host=self.host, now=self.swarm.now))
+        self.show(capture(self.swarm.data, host=self.host, now=self.swarm.now, replay=self.replay))

@@ -13,21 +13,23 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 
 from . import themes
+from .deeds import Deed, find
 from .diff import FrameDiff
 from .feed import Feed
 from .model_state import View, build, pick
 from .overview import Overview
 from .pages.page import Page
+from .palette import Actions
+from .panes.base import Pane
 from .snapshot import Snapshot
 from .themes import Paint
 from .widgets.footer import Key
 
 if TYPE_CHECKING:
+    from textual import events
     from textual.screen import Screen
 
     from gswarm.queue.types import Task
-
-    from .panes.base import Pane
 
 HISTORY = 240
 """Samples kept a device, for the device page."""
@@ -38,11 +40,16 @@ class Console(App[None]):
 
     CSS_PATH = Path(__file__).with_name("console.tcss")
     TITLE = "gswarm"
-    ENABLE_COMMAND_PALETTE = True
+    COMMANDS = {Actions}  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit", show=False, id="quit"),
         Binding("ctrl+l", "redraw", "Redraw", show=False, id="redraw"),
+        Binding("ctrl+z", "suspend_process", "Suspend", show=False, id="suspend"),
         Binding("y", "copy_line", "Copy the CLI line", show=False, id="copy"),
+        Binding("Y", "copy_json", "Copy the row as JSON", show=False, id="copy_json"),
+        Binding("question_mark", "help", "Help for here", show=False, id="help"),
+        Binding("colon", "command", "Go or run", show=False, id="command"),
+        Binding("exclamation_mark", "read_only", "Read-only on and off", show=False, id="read_only"),
     ]
 
     def __init__(self, feed: Feed, *, theme: str = "gswarm-dark", is_ascii: bool = False) -> None:
@@ -52,14 +59,20 @@ class Console(App[None]):
         for made in themes.themes():
             self.register_theme(made)
         if os.environ.get("NO_COLOR"):
-            theme = "gswarm-mono"
+            theme = themes.MONO.name
         self.is_ascii = is_ascii
         self._paint = Paint(themes.PALETTES[theme], is_ascii=is_ascii)
         self.theme = theme
         self.snapshot = Snapshot(host=feed.host)
         self.view: View | None = None
+        self.has_data = asyncio.Event()
+        self.is_read_only = False
+        self._deeds: tuple[Deed, ...] | None = None
         self._history: dict[str, deque[Mapping[str, float]]] = {}
         self._sampled: dict[str, float] = {}
+        self.commands: list[str] = []
+        self._done_line = ""
+        self._done_at: tuple[str | None, str | None] | None = None
         self.frame_diff = FrameDiff.if_possible()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -91,10 +104,17 @@ class Console(App[None]):
         self.snapshot = snapshot
         self._remember(snapshot)
         self.view = build(snapshot)
+        if snapshot.age_s is not None:
+            self.has_data.set()
         with self.batch_update():
-            screen = self.screen
-            if isinstance(screen, Overview | Page):
+            screen = self.base_screen
+            if screen is not None:
                 screen.show(self.view)
+
+    @property
+    def base_screen(self) -> Overview | Page | None:
+        """The topmost screen that is no overlay."""
+        return next((s for s in reversed(self.screen_stack) if isinstance(s, Overview | Page)), None)
 
     def _remember(self, snapshot: Snapshot) -> None:
         for device, values in snapshot.samples.items():
@@ -103,51 +123,289 @@ class Console(App[None]):
                 self._sampled[device] = at
                 self._history.setdefault(device, deque(maxlen=HISTORY)).append(values)
 
-    # What the screens ask for
-
-    def pane_bindings(self, pane: type[Pane]) -> list[Binding]:
-        return []
-
-    def echo_for(self, pane: Pane | None) -> str:
-        return "gswarm status"
-
-    def keys_for(self, pane: Pane | None) -> tuple[Key, ...]:
-        return (Key("/", "filter"), Key("?", "help"), Key("^p", "palette"), Key("q", "quit"))
-
-    def right_note(self) -> str:
-        return ""
-
-    def open_page(self, pane: Pane, key: str) -> None:
-        """Enter on a row."""
-        if pane.kind == "device" and not key.startswith("node/"):
-            from .pages.device import DevicePage
-
-            self.push_screen(DevicePage(key))
-        elif pane.kind == "task":
-            from .pages.task import TaskPage
-
-            self.push_screen(TaskPage(key))
-
-    def page_keys(self, page: Page) -> tuple[Key, ...]:
-        return ()
-
-    def reason_of(self, task: Task) -> str:
-        """Why a task waits, when the host says so."""
-        return ""
-
     def history_of(self, device: str, metrics: tuple[str, ...]) -> list[float | None]:
         """The last samples of a metric, oldest first."""
         return [pick(values, metrics) for values in self._history.get(device, ())]
 
+    def reason_of(self, task: Task) -> str:
+        """Why a task waits, as the queue's own explanation has it; empty when it gives none."""
+        return self.feed.reason_of(task)
+
+    # What can be done
+
+    @property
+    def deeds(self) -> tuple[Deed, ...]:
+        """The catalogue's actions, read at first use."""
+        if self._deeds is None:
+            self._deeds = self.feed.deeds()
+        return self._deeds
+
+    def possible_deeds(self) -> tuple[Deed, ...]:
+        """What can be done now: all of it when live, reading only in a replay or read-only."""
+        reads_only = self.is_read_only or not self.feed.can_act
+        return tuple(d for d in self.deeds if d.is_read or not reads_only)
+
+    def deed(self, name: str) -> Deed | None:
+        return next((d for d in self.possible_deeds() if d.name == name), None)
+
+    def pane_bindings(self, pane: type[Pane]) -> list[Binding]:
+        """A pane's action keys as bindings with ids, so that users can remap them."""
+        return [
+            Binding(_key_code(key), f"app.deed('{d.name}')", d.summary, show=False, id=f"{pane.kind}.{d.id}")
+            for key, d in self._pane_deeds(pane)
+        ]
+
+    def _pane_deeds(self, pane: type[Pane]) -> list[tuple[str, Deed]]:
+        names = dict(pane.extra_keys)
+        taken = set(names)
+        out = [(key, d) for key, name in names.items() if (d := next((x for x in self.deeds if x.name == name), None))]
+        out += [(d.key, d) for d in self.deeds if d.domain == pane.domain and d.key and d.key not in taken]
+        return out
+
+    def values_for(self, deed: Deed) -> dict[str, Any]:
+        """What the focused row already says about an action's fields."""
+        screen = self.base_screen
+        if isinstance(screen, Page):
+            return screen.values_for(deed)
+        pane = screen.focused_pane if isinstance(screen, Overview) else None
+        return pane.values_for(deed) if pane is not None else {}
+
+    def action_deed(self, name: str) -> None:
+        """A pane's key."""
+        deed = self.deed(name)
+        if deed is None:
+            why = "read-only: ! switches it off" if self.is_read_only else "a replay changes nothing"
+            self.notify(why, timeout=4)
+            return
+        self.start_deed(deed)
+
+    def start_deed(self, deed: Deed, values: Mapping[str, Any] | None = None) -> None:
+        """Ask what is missing, confirm what destroys, run the rest at once."""
+        known = {**self.values_for(deed), **(values or {})}
+        if deed.name in ("queue explain", "device show") and self._open_subject(deed, known):
+            return
+        lacking = [f for f in deed.fields if f.name not in known]
+        needs_form = any(f.is_required for f in lacking) or (lacking and not deed.is_read and values is None)
+        if deed.is_destructive and not any(f.is_required for f in lacking):
+            from .confirm import Confirm
+
+            def confirmed(yes: bool | None) -> None:
+                if yes:
+                    self.run_worker(self._perform_shown(deed, known), exit_on_error=False)
+
+            self.push_screen(Confirm(deed, known), confirmed)
+        elif needs_form:
+            from .forms import Form
+
+            self.push_screen(Form(deed, known), lambda result: self._show_result(deed, result))
+        else:
+            self.run_worker(self._perform_shown(deed, known), exit_on_error=False)
+
+    def _open_subject(self, deed: Deed, known: Mapping[str, Any]) -> bool:
+        subject = next((known[f.name] for f in deed.fields if f.ref in ("task", "device") and f.name in known), None)
+        if isinstance(subject, list):
+            subject = subject[0] if subject else None
+        if subject is None:
+            return False
+        if deed.name == "queue explain":
+            return self.open_subject("task", str(subject))
+        device = next((d.id for d in self.snapshot.devices.values() if subject in (d.id, d.alias)), None)
+        return device is not None and self.open_subject("device", device)
+
+    async def perform(self, deed: Deed, values: Mapping[str, Any]) -> Any:
+        """Run an action; GswarmError says what went wrong."""
+        given = {f.name: values[f.name] for f in deed.fields if f.name in values}
+        result = await self.feed.perform(deed, given)
+        self._done_line, self._done_at = deed.line(given), None
+        return result
+
+    async def _perform_shown(self, deed: Deed, values: Mapping[str, Any]) -> None:
+        from gswarm.errors import GswarmError
+
+        try:
+            result = await self.perform(deed, values)
+        except GswarmError as error:
+            self.notify(str(error), title=deed.name, severity="error", timeout=10)
+            return
+        self._show_result(deed, result if result is not None else "done")
+
+    def _show_result(self, deed: Deed, result: Any) -> None:
+        if result is None:
+            return
+        if deed.is_read:
+            from .report import Report, lines_of
+
+            self.push_screen(Report(deed.name, lines_of(result), from_end=deed.verb == "logs"))
+        else:
+            name = getattr(result, "name", "") or getattr(result, "id", "")
+            self.notify(f"{deed.name} {name}: accepted".replace(" :", ":"), timeout=4)
+
+    # What screens ask for
+
+    def echo_for(self, pane: Pane | None) -> str:
+        """The CLI line that shows what the screen shows."""
+        at = (pane.id, pane.cursor_key) if pane is not None else (None, None)
+        if self._done_line and self._done_at is None:
+            self._done_at = at
+        if self._done_line and self._done_at == at:
+            return self._done_line  # what was just done, until the cursor moves
+        self._done_line, self._done_at = "", None
+        return pane.echo() if pane is not None else "gswarm status"
+
+    def keys_for(self, pane: Pane | None) -> tuple[Key, ...]:
+        keys: list[Key] = []
+        if pane is not None:
+            possible = {d.name for d in self.possible_deeds()}
+            keys = [Key(key, d.verb) for key, d in self._pane_deeds(type(pane)) if d.name in possible and pane.can(d)]
+        if self.view is not None and self.view.replay is not None:
+            keys = [Key("space", "pause"), Key("←→", "10 s"), Key("[]", "event"), Key("+-", "speed"), Key("g", "go to")]
+        keys += [Key("/", "filter"), Key(":", "go"), Key("?", "help"), Key("^p", "palette"), Key("q", "quit")]
+        return tuple(keys)
+
+    def page_keys(self, page: Page) -> tuple[Key, ...]:
+        return tuple(Key(key, d.verb) for key, d in page.deeds())
+
+    def right_note(self) -> str:
+        return "read-only" if self.is_read_only else ""
+
+    def open_page(self, pane: Pane, key: str) -> None:
+        """Enter on a row."""
+        if self.open_subject(pane.kind, key):
+            return
+        deed = self.deed(pane.detail)
+        if deed is not None:
+            self.start_deed(deed, {})
+
+    def open_subject(self, kind: str, key: str) -> bool:
+        """The page of a device or a task."""
+        if kind == "device" and key in self.snapshot.devices:
+            from .pages.device import DevicePage
+
+            self.push_screen(DevicePage(key))
+            return True
+        if kind == "task" and key in self.snapshot.tasks:
+            from .pages.task import TaskPage
+
+            self.push_screen(TaskPage(key))
+            return True
+        return False
+
     # Keys
+
+    def action_go(self, number: int) -> None:
+        """A pane in full from anywhere; 0 the overview."""
+        while len(self.screen_stack) > 1:
+            self.pop_screen()
+        if isinstance(self.screen, Overview):
+            self.screen.action_zoom(number)
+
+    def action_help(self) -> None:
+        from .help import Help, key_name
+
+        shown: dict[str, str] = {}
+        for active in self.screen.active_bindings.values():
+            binding = active.binding
+            if binding.description and binding.id:
+                shown.setdefault(binding.id, binding.description)
+        keys = []
+        for name, words in shown.items():
+            codes = [b.binding.key for b in self.screen.active_bindings.values() if b.binding.id == name]
+            keys.append((key_name(",".join(codes)), words.partition("\n")[0].rstrip(".")))
+        self.push_screen(Help("keys that work here", keys))
+
+    def action_command(self) -> None:
+        """`:` goes to a pane, a device or a task, or runs an action."""
+        screen = self.base_screen
+        if not isinstance(screen, Overview):
+            self.action_go(0)
+            screen = self.base_screen
+        if isinstance(screen, Overview):
+            from .go import Completion
+
+            screen.ask(":", "", None, self._command, Completion(self))
+
+    def _command(self, text: str | None) -> None:
+        from .go import go
+
+        screen = self.base_screen
+        if isinstance(screen, Overview) and screen.focused_pane is None:
+            screen.pane(screen.zoom or 1).focus()
+        if text:
+            self.commands.append(text)
+            go(self, text)
+
+    def run_line(self, words: list[str]) -> bool:
+        """Run or ask for the action that `words` name; False if they name none."""
+        found = find(self.possible_deeds(), words)
+        if found is None:
+            return False
+        deed, rest = found
+        try:
+            values = deed.parse(rest)
+        except ValueError as error:
+            self.notify(str(error), severity="error", timeout=6)
+            return True
+        self.start_deed(deed, values)
+        return True
+
+    def action_copy_line(self) -> None:
+        """`y`: the CLI line to the clipboard."""
+        from .widgets.echo import Echo
+
+        echo = self.screen.query(Echo)
+        text = echo.first().text if echo else ""
+        if text:
+            self.copy_to_clipboard(text)
+            self.notify("copied", timeout=2)
+
+    def action_copy_json(self) -> None:
+        """`Y`: the row under the cursor as JSON."""
+        screen = self.base_screen
+        pane = screen.focused_pane if isinstance(screen, Overview) else None
+        row = self.feed.row_of(pane.kind, pane.cursor_key) if pane is not None and pane.cursor_key else None
+        if row is not None:
+            import json
+            from dataclasses import asdict
+
+            from .report import text_of
+
+            self.copy_to_clipboard(json.dumps(asdict(row), default=text_of))
+            self.notify("copied as JSON", timeout=2)
+
+    def action_read_only(self) -> None:
+        self.is_read_only = not self.is_read_only
+        self.notify("read-only: nothing can be changed" if self.is_read_only else "changes are possible again", timeout=3)
+        if isinstance(self.screen, Overview):
+            self.screen.refresh_keys()
+
+    def theme_names(self) -> list[str]:
+        return list(themes.SHORT_NAMES)
+
+    def change_theme(self, short: str) -> None:
+        """Another theme, at once."""
+        name = themes.SHORT_NAMES[short]
+        self._paint = Paint(themes.PALETTES[name], is_ascii=self.is_ascii)
+        self.theme = name
+        for screen in self.screen_stack:
+            if isinstance(screen, Overview | Page):
+                screen.repaint()
+        if self.view is not None and self.base_screen is not None:
+            self.base_screen.show(self.view)
+
+    # The terminal
 
     def action_redraw(self) -> None:
         """Ctrl+l: forget what is on the terminal and draw it all."""
         self.frame_diff.forget()
-        self.refresh(layout=True)
         self.screen.refresh(layout=True)
+        self.refresh()
 
-    # The frame diff
+    def on_app_focus(self, event: events.AppFocus) -> None:
+        self.action_redraw()
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
         super()._display(screen, self.frame_diff.narrowed(renderable, self.size))
+
+
+def _key_code(key: str) -> str:
+    return {"+": "plus", "-": "minus", "!": "exclamation_mark", "?": "question_mark"}.get(key, key)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gswarm.cluster.types import Device, Event, Node
 from gswarm.data.types import Chunk
@@ -15,6 +15,9 @@ from gswarm.profiler.types import Session
 from gswarm.queue.types import Lane, Plan, Task, Workflow
 
 from .snapshot import Link, Replay, Snapshot
+
+if TYPE_CHECKING:
+    from .deeds import Deed
 
 RowT = TypeVar("RowT")
 TICK_S = 1.0
@@ -69,9 +72,27 @@ class Feed(Protocol):
     """Where the app's snapshots come from."""
 
     host: str
+    can_act: bool
+    """False: a recording, which changes nothing."""
 
     async def run(self, show: Callable[[Snapshot], None]) -> None:
         """Call `show` with each new snapshot, until cancelled."""
+        ...
+
+    def deeds(self) -> tuple[Deed, ...]:
+        """The actions that the console offers."""
+        ...
+
+    async def perform(self, deed: Deed, values: Mapping[str, Any]) -> Any:
+        """Run an action."""
+        ...
+
+    def reason_of(self, task: Task) -> str:
+        """Why a task waits, in one sentence; empty when there is no better one than the plan's."""
+        ...
+
+    def row_of(self, kind: str, key: str) -> Any:
+        """The object behind a row."""
         ...
 
 

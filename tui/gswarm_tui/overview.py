@@ -32,6 +32,7 @@ from .widgets.totals import totals
 
 if TYPE_CHECKING:
     from textual import events
+    from textual.suggester import Suggester
 
     from .app import Console
 
@@ -216,12 +217,17 @@ class Overview(Screen[None]):
         self.ask("/", pane.filter_text, changed, done)
 
     def ask(
-        self, mark: str, value: str, changed: Callable[[str], None] | None, done: Callable[[str | None], None]
+        self,
+        mark: str,
+        value: str,
+        changed: Callable[[str], None] | None,
+        done: Callable[[str | None], None],
+        suggester: Suggester | None = None,
     ) -> None:
         """Open the prompt in place of the echo line."""
         prompt = self.query_one("#prompt", Prompt)
         self.query_one("#echo").display = False
-        prompt.open(mark, value, changed, done)
+        prompt.open(mark, value, changed, done, suggester)
 
     @on(Prompt.Closed)
     def _prompt_closed(self) -> None:

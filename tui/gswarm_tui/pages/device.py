@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.containers import Horizontal
 from textual.widget import Widget
@@ -22,6 +22,9 @@ from ..widgets.sparkline import rows as sparkline
 from ..widgets.spans import Span, Spans, width
 from ..widgets.table import Column, Content, Row
 from .page import Listing, Page
+
+if TYPE_CHECKING:
+    from ..deeds import Deed
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class DevicePage(Page):
 
     domain: ClassVar[str] = "device"
     AUTO_FOCUS = "#ran"
+    deed_keys = {"s": "model serve", "P": "profiler start"}  # noqa: RUF012
 
     def body(self) -> Iterable[Widget]:
         yield Horizontal(*(Board(self.app.paint, "", id=f"gauge-{i}") for i in range(4)), id="gauges")
@@ -114,6 +118,12 @@ class DevicePage(Page):
     def echo_line(self) -> str:
         device = self.app.snapshot.devices.get(self.subject)
         return f"gswarm device show {device.alias if device else self.subject}"
+
+    def values_for(self, deed: Deed) -> dict[str, Any]:
+        device = self.app.snapshot.devices.get(self.subject)
+        if device is None:
+            return {}
+        return {f.name: [device.alias] if f.is_list else device.alias for f in deed.fields if f.ref == "device"}
 
     def draw(self, view: View) -> None:
         d = self._device(view)

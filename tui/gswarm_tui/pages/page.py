@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -22,7 +22,10 @@ from ..widgets.table import Content, Row, Table
 from ..widgets.totals import link_spans
 
 if TYPE_CHECKING:
+    from textual import events
+
     from ..app import Console
+    from ..deeds import Deed
 
 
 class Page(Screen[None]):
@@ -61,6 +64,24 @@ class Page(Screen[None]):
 
     def echo_line(self) -> str:
         return ""
+
+    deed_keys: ClassVar[dict[str, str]] = {}
+    """Keys of this page: key to the action's name."""
+
+    def deeds(self) -> list[tuple[str, Deed]]:
+        """The page's keys whose actions exist and can be done now."""
+        return [(key, d) for key, name in self.deed_keys.items() if (d := self.app.deed(name)) is not None]
+
+    def on_key(self, event: events.Key) -> None:
+        """The page's action keys."""
+        deed = next((d for key, d in self.deeds() if event.character == key), None)
+        if deed is not None:
+            event.stop()
+            self.app.start_deed(deed)
+
+    def values_for(self, deed: Deed) -> dict[str, Any]:
+        """The fields of `deed` that this page's subject fills."""
+        return {}
 
     def on_mount(self) -> None:
         self.is_ready = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.widget import Widget
 
@@ -18,6 +18,9 @@ from ..widgets.lanes import axis, initials, lane
 from ..widgets.spans import Span, Spans
 from ..widgets.table import Column, Content, Row
 from .page import Listing, Page
+
+if TYPE_CHECKING:
+    from ..deeds import Deed
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,9 @@ class TaskPage(Page):
 
     domain: ClassVar[str] = "task"
     AUTO_FOCUS = "#verdicts"
+    deed_keys = {  # noqa: RUF012
+        "s": "model serve", "c": "queue cancel", "R": "queue retry", "P": "queue priority", "H": "queue hold",
+    }  # fmt: skip
 
     def body(self) -> Iterable[Widget]:
         yield Board(self.app.paint, "why", id="why")
@@ -91,6 +97,20 @@ class TaskPage(Page):
 
     def echo_line(self) -> str:
         return f"gswarm queue explain {self.subject}"
+
+    def values_for(self, deed: Deed) -> dict[str, Any]:
+        task = self.app.snapshot.tasks.get(self.subject)
+        listing = self.query_one("#verdicts", Listing)
+        device = self.app.snapshot.devices.get(listing.cursor_key or "")
+        out: dict[str, Any] = {}
+        for f in deed.fields:
+            if f.ref == "task":
+                out[f.name] = [self.subject] if f.is_list else self.subject
+            elif f.ref == "model" and task is not None and task.model:
+                out[f.name] = task.model
+            elif f.ref == "device" and device is not None:
+                out[f.name] = [device.alias] if f.is_list else device.alias
+        return out
 
     def draw(self, view: View) -> None:
         task = self.app.snapshot.tasks.get(self.subject)

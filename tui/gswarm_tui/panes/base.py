@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import shlex
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import figures
 from ..model_state import View
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from textual.binding import Binding
 
+    from ..deeds import Deed
     from ..themes import Paint
 
 
@@ -23,10 +25,17 @@ class Pane(Table):
 
     number: ClassVar[int] = 0
     title: ClassVar[str] = ""
-    domains: ClassVar[tuple[str, ...]] = ()
-    """Catalogue domains whose keys work here."""
+    domain: ClassVar[str] = ""
+    """Catalogue domain whose keys work here."""
+    extra_keys: ClassVar[dict[str, str]] = {}
+    """Keys for actions of other domains: key to the action's name."""
     kind: ClassVar[str] = ""
     """What a row is, as `Ref` names it."""
+    detail: ClassVar[str] = ""
+    """The action that shows one row, when it has no page."""
+    filter_field: ClassVar[str] = "name"
+    listing: ClassVar[str] = ""
+    """The CLI line that lists the same."""
     empty: ClassVar[tuple[str, ...]] = ("nothing here yet",)
     """What to say while empty; lines that begin with `$ ` are commands."""
 
@@ -83,6 +92,28 @@ class Pane(Table):
     def subject(self) -> str | None:
         """What an action of this pane is about: the name a person would type."""
         return self.cursor_key
+
+    def values_for(self, deed: Deed) -> dict[str, Any]:
+        """The fields of `deed` that the row under the cursor (or the marked rows) fill."""
+        subject = self.subject()
+        if subject is None:
+            return {}
+        for field in deed.fields:
+            if field.ref == self.kind:
+                return {field.name: [subject] if field.is_list else subject}
+        return {}
+
+    def can(self, deed: Deed) -> bool:
+        """Whether `deed` makes sense on the row under the cursor."""
+        needs = any(f.is_required and f.ref == self.kind for f in deed.fields)
+        return not needs or self.subject() is not None
+
+    def echo(self) -> str:
+        """The CLI line that shows the same."""
+        if self.filter_text:
+            return f"gswarm {self.listing} --filter {shlex.quote(f'{self.filter_field}~{self.filter_text}')}"
+        subject = self.subject()
+        return f"gswarm {self.detail} {shlex.quote(subject)}" if self.detail and subject else f"gswarm {self.listing}"
 
 
 def _hint(line: str) -> Spans:

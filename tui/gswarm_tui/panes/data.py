@@ -14,7 +14,10 @@ class DataPane(Pane):
 
     number = 3
     title = "Data"
-    domains = ("data",)
+    domain = "data"
+    detail = "data info"
+    filter_field = "id"
+    listing = "data list"
     kind = "chunk"
     empty = ("no data yet", "$ gswarm data put FILE", "or press p")
 

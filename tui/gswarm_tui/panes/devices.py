@@ -50,7 +50,11 @@ class DevicesPane(Pane):
 
     number = 1
     title = "Devices and plan"
-    domains = ("device", "profiler", "model")
+    domain = "device"
+    extra_keys = {"s": "model serve", "P": "profiler start"}  # noqa: RUF012
+    detail = "device show"
+    filter_field = "alias"
+    listing = "device list"
     kind = "device"
     empty = ("no devices yet; start an agent on a machine", "$ gswarm client connect HOST:8090", "$ gswarm up --simulate 8xH100")
     BINDINGS = [  # noqa: RUF012

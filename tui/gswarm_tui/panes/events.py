@@ -18,7 +18,9 @@ class EventsPane(Pane):
 
     number = 7
     title = "Events"
-    domains = ("event",)
+    domain = "event"
+    filter_field = "message"
+    listing = "event list"
     kind = "event"
     empty = ("nothing has happened yet",)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .. import figures
 from ..model_state import ModelView, View
 from ..widgets.spans import Spans
 from ..widgets.table import Column, Content, Row
 from .base import Pane
+
+if TYPE_CHECKING:
+    from ..deeds import Deed
 
 
 class ModelsPane(Pane):
@@ -14,7 +19,9 @@ class ModelsPane(Pane):
 
     number = 2
     title = "Models"
-    domains = ("model",)
+    domain = "model"
+    detail = "model info"
+    listing = "model list"
     kind = "model"
     empty = ("no models yet", "$ gswarm model download NAME --source file:///path", "or press d")
 
@@ -57,3 +64,22 @@ class ModelsPane(Pane):
             values=(m.name, float(m.size), m.state.word, m.tokens_per_s or 0.0, m.where),
             search=m.where,
         )
+
+    def values_for(self, deed: Deed) -> dict[str, Any]:
+        """Stop and logs are about a model's service, the rest about the model."""
+        key = self.cursor_key
+        model = next((m for m in self.view.models if m.name == key), None) if self.view else None
+        if model is None:
+            return {}
+        out: dict[str, Any] = {}
+        for field in deed.fields:
+            if field.ref == "model":
+                out[field.name] = [model.name] if field.is_list else model.name
+            elif field.ref == "service" and (names := [s.name for s in model.services if not s.stop]):
+                out[field.name] = [names[0]] if field.is_list else names[0]
+        return out
+
+    def can(self, deed: Deed) -> bool:
+        required = [f for f in deed.fields if f.is_required and f.ref in ("model", "service")]
+        known = self.values_for(deed)
+        return all(f.name in known for f in required) or deed.name == "model download"

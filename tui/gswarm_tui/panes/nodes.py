@@ -14,7 +14,9 @@ class NodesPane(Pane):
 
     number = 6
     title = "Nodes"
-    domains = ("node",)
+    domain = "node"
+    detail = "node show"
+    listing = "node list"
     kind = "node"
     empty = ("no node has joined yet", "$ gswarm client connect HOST:8090")
 

@@ -14,7 +14,10 @@ class QueuePane(Pane):
 
     number = 4
     title = "Queue"
-    domains = ("queue",)
+    domain = "queue"
+    detail = "queue explain"
+    filter_field = "model"
+    listing = "queue list"
     kind = "task"
     empty = ("nothing queued", "$ gswarm queue submit flow.yaml", "or press n")
 

@@ -23,7 +23,10 @@ class SessionsPane(Pane):
 
     number = 5
     title = "Sessions"
-    domains = ("profiler",)
+    domain = "profiler"
+    extra_keys = {"n": "profiler start", "x": "profiler stop", "m": "profiler mark", "E": "profiler export"}  # noqa: RUF012
+    detail = "profiler info"
+    listing = "profiler list"
     kind = "session"
     empty = ("no recordings yet", "$ gswarm profiler start --name run-1", "or press n")
 

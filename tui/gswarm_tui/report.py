@@ -1,0 +1,117 @@
+"""What a reading action answered, in a box to scroll: a record field by field, a list row by row, a log line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import ModalScreen
+
+from . import figures
+from .widgets.board import Board
+from .widgets.spans import Spans
+
+if TYPE_CHECKING:
+    from .app import Console
+
+MOST_LINES = 5000
+
+
+def text_of(value: Any) -> str:
+    """A value in a word or two."""
+    if value is None:
+        return "-"
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}={text_of(v)}" for k, v in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(text_of(v) for v in value) or "-"
+    if is_dataclass(value) and not isinstance(value, type):
+        return " ".join(text_of(getattr(value, f.name)) for f in fields(value)[:4])
+    return str(value)
+
+
+def lines_of(result: Any) -> list[Spans]:
+    """The lines of an answer."""
+    if isinstance(result, str):
+        return [((line, "text"),) for line in result.splitlines()]
+    rows = getattr(result, "rows", None)
+    if isinstance(rows, list | tuple):
+        result = rows
+    if is_dataclass(result) and not isinstance(result, type):
+        out: list[Spans] = []
+        for f in fields(result):
+            value = getattr(result, f.name)
+            shown = figures.size(value) if f.name.endswith("_bytes") and isinstance(value, int) else text_of(value)
+            parts = shown.splitlines() or [""]
+            out.append(((f"{f.name.replace('_', ' '):<22}", "dim"), (parts[0], "text")))
+            out += [((" " * 22 + part, "text"),) for part in parts[1:]]
+        return out
+    if isinstance(result, Sequence) and not isinstance(result, bytes):
+        out = []
+        for row in result:
+            if is_dataclass(row) and not isinstance(row, type):
+                out.append(tuple((f"{text_of(getattr(row, f.name)):<14.24} ", "text") for f in fields(row)[:6]))
+            else:
+                out.append(((text_of(row), "text"),))
+        return out or [(("nothing", "dim"),)]
+    return [((text_of(result), "text"),)]
+
+
+class Report(ModalScreen[None]):
+    """An answer to read."""
+
+    app: Console
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter", "leave", "Leave", show=False, id="report.leave"),
+        Binding("down,j", "scroll(1)", "Down", show=False, id="report.down"),
+        Binding("up,k", "scroll(-1)", "Up", show=False, id="report.up"),
+        Binding("pagedown,space", "scroll(20)", "Page down", show=False, id="report.page_down"),
+        Binding("pageup", "scroll(-20)", "Page up", show=False, id="report.page_up"),
+    ]
+
+    def __init__(self, title: str, lines: list[Spans], *, from_end: bool = False) -> None:
+        super().__init__()
+        self._title, self._lines = title, lines[-MOST_LINES:]
+        self._top = len(self._lines) if from_end else 0
+
+    def compose(self) -> ComposeResult:
+        yield Board(self.app.paint, self._title, id="report")
+
+    def on_mount(self) -> None:
+        self.call_after_refresh(self._draw)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._draw)
+
+    def add(self, lines: list[Spans]) -> None:
+        """More of it came in."""
+        height = self.query_one("#report", Board).size.height
+        at_end = self._top >= len(self._lines) - height
+        self._lines = (self._lines + lines)[-MOST_LINES:]
+        if at_end:
+            self._top = len(self._lines)
+        self._draw()
+
+    def _draw(self) -> None:
+        board = self.query_one("#report", Board)
+        height = max(1, board.size.height)
+        self._top = max(0, min(self._top, len(self._lines) - height))
+        shown = self._lines[self._top : self._top + height]
+        subtitle = f"{self._top + len(shown)} of {len(self._lines)} lines · esc leaves"
+        board.put(tuple(shown), subtitle=subtitle)
+
+    def action_scroll(self, by: int) -> None:
+        self._top += by
+        self._draw()
+
+    def action_leave(self) -> None:
+        self.dismiss(None)
