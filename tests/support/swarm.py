@@ -46,6 +46,7 @@ class FakeMirror:
         self.problem = ""
         self.samples: dict[str, dict[str, float]] = {}
         self.sampled_at: dict[str, float] = {}
+        self.reasons: dict[str, dict[str, str]] = {}
 
     def rows(self, cls: type[RowT]) -> Mapping[str, RowT]:
         return self.tables.get(cls, {})

@@ -22,7 +22,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--theme", choices=THEMES, default=os.environ.get("GSWARM_THEME", "dark"), help="colours")
     made.add_argument("--ascii", action="store_true", help="draw with ASCII only")
     made.add_argument("--token-file", metavar="FILE", help="file that holds the token")
-    made.add_argument("--cert", metavar="FILE", help="the host's certificate, for a host beyond this machine")
     made.add_argument("--screenshot", metavar="FILE", help="draw one screen to an SVG file and leave")
     made.add_argument("--size", default="120x40", help="of the screenshot, in cells (default %(default)s)")
     made.add_argument("--keys", default="", help="keys pressed before the screenshot, with commas between")
@@ -55,7 +54,7 @@ def _console(options: argparse.Namespace) -> Console:
     from .app import Console
     from .feed import open_feed
 
-    feed = open_feed(options.host, options.recording, token_file=options.token_file, cert=options.cert)
+    feed = open_feed(options.host, options.recording, token_file=options.token_file)
     return Console(feed, theme=f"gswarm-{options.theme}", is_ascii=options.ascii)
 
 

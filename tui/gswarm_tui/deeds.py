@@ -7,7 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gswarm.catalogue import Action
 
 Value = Any
 """What a field holds once read: str, int, float, bool, Path, Enum, or a list of these."""
@@ -20,6 +23,9 @@ class FieldKind(Enum):
     BOOL = "bool"
     PATH = "path"
     CHOICE = "choice"
+
+
+_KINDS = {int: FieldKind.INT, float: FieldKind.FLOAT, bool: FieldKind.BOOL, Path: FieldKind.PATH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +206,32 @@ def find(deeds: Sequence[Deed], words: Sequence[str]) -> tuple[Deed, list[str]] 
         if given[: len(name)] == name and (best is None or len(name) > len(best.name.split())):
             best = deed
     return (best, given[len(best.name.split()) :]) if best is not None else None
+
+
+def from_action(action: Action) -> Deed:
+    """An action of the catalogue as a deed; its parameters become fields."""
+    fields = []
+    for p in action.parameters:
+        kind = FieldKind.CHOICE if p.choices else _KINDS.get(p.type, FieldKind.TEXT)
+        enum = p.type if p.choices and issubclass(p.type, Enum) else None
+        fields.append(
+            Field(p.name, kind, p.doc, p.ref, p.required, not p.positional, p.many, p.default, p.choices, enum)
+        )
+    return Deed(
+        name=action.name,
+        key=action.key,
+        summary=action.summary,
+        effect=action.effect,
+        fields=tuple(fields),
+        run=action.run,
+        is_destructive=action.destructive,
+        is_read=action.read,
+        role=action.role,
+    )
+
+
+def catalogue() -> tuple[Deed, ...]:
+    """Every action that makes sense from a console: not those that are about this machine only."""
+    from gswarm.catalogue import actions
+
+    return tuple(from_action(action) for action in actions() if not action.local)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gswarm.cluster.types import Device, Event, Node
 from gswarm.data.types import Chunk
+from gswarm.errors import UnreachableError
 from gswarm.model.types import Model, Placement, Service
 from gswarm.profiler.types import Session
 from gswarm.queue.types import Lane, Plan, Task, Workflow
@@ -17,11 +19,14 @@ from gswarm.queue.types import Lane, Plan, Task, Workflow
 from .snapshot import Link, Replay, Snapshot
 
 if TYPE_CHECKING:
+    from gswarm.net import Endpoint
+
     from .deeds import Deed
 
 RowT = TypeVar("RowT")
 TICK_S = 1.0
-SETTLE_S = 0.2
+SETTLE_S = 0.05
+LEAST_S = 0.3
 """Changes that come together are drawn together."""
 
 
@@ -32,21 +37,21 @@ class MirrorLike(Protocol):
     def updated(self) -> asyncio.Event: ...
     @property
     def age(self) -> float | None: ...
+    @property
+    def samples(self) -> Mapping[str, Mapping[str, float]]: ...
+    @property
+    def sampled_at(self) -> Mapping[str, float]: ...
+    @property
+    def reasons(self) -> Mapping[str, Mapping[str, str]]: ...
     def rows(self, cls: type[RowT]) -> Mapping[str, RowT]: ...
-
-
-class Reader(Protocol):
-    """What the console reads from: a swarm, or a recording."""
-
-    def mirror(self) -> AbstractAsyncContextManager[MirrorLike]: ...
 
 
 def capture(mirror: MirrorLike, *, host: str, now: datetime | None = None, replay: Replay | None = None) -> Snapshot:
     """Take a snapshot; the mappings are copied, the objects in them are frozen."""
-    link = Link(str(getattr(mirror.link, "value", mirror.link)))  # type: ignore[attr-defined]
+    link = getattr(mirror, "link", None)
     return Snapshot(
         now=now or datetime.now(UTC),
-        link=link,
+        link=Link(str(getattr(link, "value", link or "live"))),
         age_s=mirror.age,
         host=host,
         problem=str(getattr(mirror, "problem", "") or ""),
@@ -62,8 +67,9 @@ def capture(mirror: MirrorLike, *, host: str, now: datetime | None = None, repla
         plan=next(iter(mirror.rows(Plan).values()), None),
         sessions=dict(mirror.rows(Session)),
         events=dict(mirror.rows(Event)),
-        samples=mirror.samples,  # type: ignore[attr-defined]
-        sampled_at=mirror.sampled_at,  # type: ignore[attr-defined]
+        samples=dict(mirror.samples),
+        sampled_at=dict(mirror.sampled_at),
+        reasons=mirror.reasons,
         replay=replay,
     )
 
@@ -97,18 +103,69 @@ class Feed(Protocol):
 
 
 class LiveFeed:
-    """Follows a reader's mirror; the mirror reconnects by itself."""
+    """Follows a host through a mirror, which reconnects by itself; acts through the catalogue."""
 
-    def __init__(self, reader: Reader, host: str) -> None:
-        self.reader, self.host = reader, host
+    can_act = True
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.host = endpoint.address
+        self._swarm: Any = None
+        self._mirror: MirrorLike | None = None
 
     async def run(self, show: Callable[[Snapshot], None]) -> None:
-        async with self.reader.mirror() as mirror:
-            while True:
-                updated = mirror.updated
-                show(capture(mirror, host=self.host))
-                try:
-                    await asyncio.wait_for(updated.wait(), TICK_S)
-                    await asyncio.sleep(SETTLE_S)
-                except TimeoutError:
-                    pass
+        await asyncio.to_thread(importlib.import_module, "gswarm.mirror")  # gRPC, after the first paint
+        from gswarm.swarm import Swarm
+
+        async with Swarm(self.endpoint) as swarm, swarm.mirror(samples=True) as mirror:
+            self._swarm, self._mirror = swarm, mirror
+            await follow(mirror, self.host, show)
+
+    def deeds(self) -> tuple[Deed, ...]:
+        from .deeds import catalogue
+
+        return catalogue()
+
+    async def perform(self, deed: Deed, values: Mapping[str, Any]) -> Any:
+        if self._swarm is None:
+            raise UnreachableError(f"{self.host} has not answered yet", next="wait for the link, then try again")
+        return await deed.run(self._swarm, **values)
+
+    def reason_of(self, task: Task) -> str:
+        return ""
+
+    def row_of(self, kind: str, key: str) -> Any:
+        return row_of(self._mirror, kind, key) if self._mirror is not None else None
+
+
+async def follow(mirror: MirrorLike, host: str, show: Callable[[Snapshot], None]) -> None:
+    """Show a snapshot whenever the mirror changed, and each second for the ages; changes that come close together once."""
+    loop = asyncio.get_running_loop()
+    while True:
+        updated = mirror.updated
+        show(capture(mirror, host=host))
+        shown = loop.time()
+        try:
+            async with asyncio.timeout(TICK_S):
+                await updated.wait()
+        except TimeoutError:
+            continue
+        await asyncio.sleep(max(SETTLE_S, LEAST_S - (loop.time() - shown)))
+
+
+def row_of(mirror: MirrorLike, kind: str, key: str) -> Any:
+    """The object behind a row."""
+    cls = {"device": Device, "model": Model, "chunk": Chunk, "task": Task, "session": Session, "node": Node}.get(kind)
+    cls = Event if kind == "event" else cls
+    return mirror.rows(cls).get(key) if cls is not None else None
+
+
+def open_feed(host: str | None, recording: str | None, *, token_file: str | None = None) -> Feed:
+    """The feed for a command line. Raises GswarmError when there is nothing to read from."""
+    if recording is not None:
+        from .replay import ReplayFeed
+
+        return ReplayFeed.open(Path(recording))
+    from gswarm import net
+
+    return LiveFeed(net.discover(host, Path(token_file) if token_file else None))

@@ -216,7 +216,9 @@ class Paint:
 
 def themes() -> list[Theme]:
     """The palettes as Textual themes; the variables are what console.tcss names."""
-    from textual.theme import Theme
+    from textual.theme import BUILTIN_THEMES, Theme
+
+    native = BUILTIN_THEMES["ansi-dark"].variables
 
     def css(color: str) -> str:
         return color if color.startswith("#") else f"ansi_{color}"
@@ -237,6 +239,7 @@ def themes() -> list[Theme]:
             dark=p.is_dark,
             ansi=p.form is not Form.TINT,
             variables={
+                **(native if p.form is not Form.TINT else {}),
                 "gs-border": css(p.border),
                 "gs-focus": css(p.focus),
                 "gs-dim": css(p.dim),
