@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 try:
     from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
 
-    _IS_KNOWN = all(
-        name in CompositorUpdate.__dict__ or name == "render_segments" for name in ("render_segments",)
-    )
+    from textual.app import App
+
+    _IS_KNOWN = callable(getattr(App, "_display", None)) and callable(getattr(CompositorUpdate, "render_segments", None))
 except ImportError:  # pragma: no cover - a Textual whose private names have gone
     _IS_KNOWN = False
 
@@ -34,6 +34,8 @@ BRIDGE = 4
 Cell: TypeAlias = tuple[str, str]
 """A character (empty: the right half of the wide one before it) and the codes of its style."""
 UNKNOWN: Cell = ("\x00", "")
+Runs: TypeAlias = "dict[str, list[tuple[int, int, str, int]]]"
+"""Codes to the runs written in them: row, column, text, cells."""
 
 
 class FrameDiff:
@@ -44,6 +46,8 @@ class FrameDiff:
         self._rows: list[list[Cell]] = []
         self._width = 0
         self._codes: dict[Style, tuple[str, str]] = {}
+        self._blanks: dict[str, str] = {}
+        """Codes of a visible style to those of its blank, when a blank may be written in that style."""
 
     @classmethod
     def if_possible(cls) -> FrameDiff:
@@ -77,10 +81,12 @@ class FrameDiff:
         if codes is None:
             if len(self._codes) > 4096:
                 self._codes.clear()
+                self._blanks.clear()
             visible = _codes(key, system)
             shows = key.underline or key.reverse or key.strike or key.overline or key.underline2 or key.blink
             blank = visible if shows or key.link else _codes(Style(bgcolor=key.bgcolor), system)
             codes = self._codes[key] = (visible, blank)
+            self._blanks[visible] = blank
         return codes
 
     def _cells(self, strip: Strip, system: ColorSystem) -> list[Cell]:
@@ -108,7 +114,7 @@ class FrameDiff:
     def render(self, update: ChopsUpdate | LayoutUpdate, size: Size, system: ColorSystem) -> str:
         """The codes and characters that bring the terminal from what it shows to `update`."""
         self._fit(size)
-        runs: dict[str, list[tuple[int, int, str, int]]] = {}
+        runs: Runs = {}
         for y, x, strip in _strips(update):
             if not 0 <= y < size.height or x >= size.width:
                 continue
@@ -124,11 +130,16 @@ class FrameDiff:
                 if end < size.width and not row[end][0]:
                     row[end] = UNKNOWN
                 row[x:end] = cells
+        self._adopt_blanks(runs)
         return _written(runs, size.width)
 
-    def _compare(
-        self, y: int, x: int, row: list[Cell], cells: list[Cell], runs: dict[str, list[tuple[int, int, str, int]]]
-    ) -> None:
+    def _adopt_blanks(self, runs: Runs) -> None:
+        """Runs of blanks alone ride with a style of their background that is written anyway."""
+        hosts = {blank: codes for codes, blank in self._blanks.items() if codes in runs and codes != blank}
+        for blank in [codes for codes in runs if codes in hosts]:
+            runs[hosts[blank]].extend(runs.pop(blank))
+
+    def _compare(self, y: int, x: int, row: list[Cell], cells: list[Cell], runs: Runs) -> None:
         length = len(cells)
         changed = [cell != row[x + i] for i, cell in enumerate(cells)]
         for i, (char, _) in enumerate(cells):  # a wide character changes whole
@@ -136,18 +147,29 @@ class FrameDiff:
                 changed[i] = changed[i - 1] = True
             elif char and changed[i] and i + 1 < length and not row[x + i + 1][0] and cells[i + 1][0]:
                 changed[i + 1] = True  # the right half that stood there goes with its left half
+        blanks = self._blanks
         i = 0
         while i < length:
             if not changed[i]:
                 i += 1
                 continue
-            start, codes = i, cells[i][1]
-            last = i
+            start = last = i
+            codes = cells[i][1]
+            blank = blanks.get(codes, codes)
             i += 1
-            while i < length and i - last <= BRIDGE + 1 and cells[i][1] == codes:
+            while i < length and i - last <= BRIDGE + 1:
+                char, own = cells[i]
+                if own == codes or (char == " " and own == blank):
+                    pass
+                elif codes == blank and blanks.get(own) == blank:
+                    codes = own  # it began with blanks: they take the style of what follows
+                else:
+                    break
                 if changed[i]:
                     last = i
                 i += 1
+            if codes != blank and all(char == " " for char, _ in cells[start : last + 1]):
+                codes = blank
             text = "".join(char for char, _ in cells[start : last + 1])
             runs.setdefault(codes, []).append((y, x + start, text, last + 1 - start))
             i = last + 1
@@ -175,12 +197,47 @@ def _strips(update: ChopsUpdate | LayoutUpdate) -> Iterator[tuple[int, int, Stri
             yield y, x, part if x2 > x >= x1 and end <= x2 else part.crop(0, min(end, x2) - x)
 
 
-def _written(runs: dict[str, list[tuple[int, int, str, int]]], width: int) -> str:
+def _parts(codes: str) -> tuple[str, str, str]:
+    """Attributes, foreground and background of a style's codes; what is not named is the terminal's own."""
+    attributes: list[str] = []
+    ground = {"3": "39", "4": "49"}
+    words = codes.split(";") if codes else []
+    while words:
+        word = words.pop(0)
+        if word in ("38", "48"):
+            count = 4 if words[0] == "2" else 2
+            ground[word[0]] = ";".join([word, *words[:count]])
+            del words[:count]
+        elif len(word) == 2 and word[0] in "349":
+            ground["3" if word[0] == "9" else word[0]] = word
+        elif len(word) == 3 and word.startswith("10"):
+            ground["4"] = word
+        else:
+            attributes.append(word)
+    return ";".join(attributes), ground["3"], ground["4"]
+
+
+def _written(runs: Runs, width: int) -> str:
+    if not runs:
+        return ""
     out: list[str] = []
     at_y, at_x = -1, -1
-    for codes, places in runs.items():
-        out.append(f"\x1b[0;{codes}m" if codes else "\x1b[0m")
-        for y, x, text, cells in places:
+    attributes, front, back = "", "39", "49"
+    groups = sorted((_parts(codes), codes) for codes in runs)
+    # background first: neighbours share it, and only what differs is written
+    groups.sort(key=lambda group: (group[0][0], group[0][2], group[0][1]))
+    out.append("\x1b[0m")
+    for (new_attributes, new_front, new_back), codes in groups:
+        words = []
+        if new_attributes != attributes:
+            words, front, back = ["0"], "39", "49"
+            if new_attributes:
+                words.append(new_attributes)
+        words += [new_front] * (new_front != front) + [new_back] * (new_back != back)
+        attributes, front, back = new_attributes, new_front, new_back
+        if words:
+            out.append(f"\x1b[{';'.join(words)}m")
+        for y, x, text, cells in sorted(runs[codes]):
             if y == at_y and x != at_x and x > at_x:
                 out.append(f"\x1b[{x - at_x}C" if x - at_x > 1 else "\x1b[C")
             elif y != at_y or x != at_x:
@@ -189,8 +246,7 @@ def _written(runs: dict[str, list[tuple[int, int, str, int]]], width: int) -> st
             at_y, at_x = y, x + cells
             if at_x >= width:  # the cursor hangs at the margin: place it anew
                 at_y = -1
-    if out:
-        out.append("\x1b[0m")
+    out.append("\x1b[0m")
     return "".join(out)
 
 
@@ -203,5 +259,5 @@ if _IS_KNOWN:
             self.diff, self.update, self.size = diff, update, size
 
         def render_segments(self, console: Console) -> str:
-            system = console._color_system or ColorSystem.TRUECOLOR
+            system = getattr(console, "_color_system", None) or ColorSystem.TRUECOLOR
             return self.diff.render(self.update, self.size, system)
