@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 class Kind(Enum):
@@ -209,3 +213,22 @@ class Progress:
     state: ConditionState = ConditionState.UNKNOWN
     fraction: float | None = None
     message: str = ""
+
+
+class Listing(list[T], Generic[T]):
+    """Rows of a list, with how many its limit left out, at which revision, and the host's time."""
+
+    def __init__(
+        self, rows: Iterable[T] = (), *, left_out: int = 0, revision: int = 0, time: datetime | None = None
+    ) -> None:
+        super().__init__(rows)
+        self.left_out, self.revision, self.time = left_out, revision, time
+
+
+@dataclass(frozen=True, slots=True)
+class MadeToken:
+    """A token as it is shown once, at its making."""
+
+    name: str
+    role: Role
+    token: str

@@ -75,4 +75,4 @@ def local_agent(swarm: Swarm) -> tuple[str, Path]:
 
 
 def _label(swarm: Swarm, name: str, holder: str, lease_s: float) -> local.Label:
-    return local.Label(name, holder, lease_s, swarm.request_id or uuid.uuid4().hex, swarm.token)
+    return local.Label(name, holder, lease_s, swarm.request_id or uuid.uuid4().hex, swarm.token_text)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from gswarm.catalogue import Doc, Ref, Short, action
+from gswarm.cluster.types import Listing
 from gswarm.data.types import Chunk, ChunkType
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ async def list_(
     ] = [],  # noqa: A002, B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "-created_at",
     limit: Annotated[int, Doc("rows at most")] = 200,
-) -> list[Chunk]:
+) -> Listing[Chunk]:
     """List chunks: what they are, who holds them, where they are.
 
     Examples:

@@ -152,7 +152,7 @@ class DataWorker:
             peer = peers.get(place.node)
             if place.phase == data_pb2.LOCATION_PHASE_PRESENT and place.node != self.agent.name and peer:
                 yield Source(
-                    peer.name, peer.peer_host, peer.peer_port, self.agent.peer.token, self.agent.peer.client_tls
+                    peer.name, peer.peer_host, peer.peer_port, self.agent.peer.token, self.agent.peer.client_tls(peer)
                 )
 
     def _report(self, chunk_id: str, phase: data_pb2.LocationPhase, detail: str, seconds: float | None = None) -> None:
@@ -251,7 +251,9 @@ class DataWorker:
             holder=said.holder,
             lease_s=said.lease_s,
         )
-        response = await self.agent.call(request, data_pb2.RegisterChunkResponse, token=said.token)
+        # The log names who put it: their token when they gave one, else this node.
+        swarm = self.agent.swarm.using(token=said.token) if said.token else self.agent.swarm
+        response: data_pb2.RegisterChunkResponse = await swarm.call(request)
         self._registered_at[digest] = response.revision
         return response.chunk
 

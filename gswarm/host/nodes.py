@@ -126,9 +126,9 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         return connection is not None and connection.send(message)
 
     def ack_ticks(self, node: str, seq: int) -> None:
-        """Ticks up to `seq` are on disk."""
+        """This tick, and all that were received before it, are on disk."""
         if connection := self._connections.get(node):
-            connection.tick_acked = max(connection.tick_acked, seq)
+            connection.tick_acked = seq
 
     def peer(self, node: str) -> Peer:
         """The node's peer port. Raises UnreachableError while the node is away or has none."""
@@ -328,7 +328,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
                 case "tick":
                     message.tick.node = connection.node
                     self.hub.add(message.tick)
-                    connection.tick_seq = max(connection.tick_seq, message.tick.seq)
+                    connection.tick_seq = message.tick.seq
                 case "report":
                     await connection.reports.put(message.report)
                 case "schema":

@@ -1,0 +1,21 @@
+"""Entry point of the gswarm command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    if "_GSWARM_COMPLETE" in os.environ:
+        from gswarm.completion import complete
+
+        sys.exit(complete())
+    from gswarm.cli import run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""The agent's stream to its host: hello, two lanes up, desired state and leases down, reconnecting for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from gswarm import net
+from gswarm.client.outbox import Outbox
+from gswarm.errors import (
+    ForbiddenError,
+    GswarmError,
+    InvalidError,
+    RefusedError,
+    UnauthenticatedError,
+    UnreachableError,
+)
+from gswarm.v1 import agent_pb2, profiler_pb2
+from gswarm.v1.agent_pb2_grpc import AgentStub
+
+log = logging.getLogger("gswarm.agent")
+RING_BYTES = 64 << 20
+PROGRESS_S = 0.5
+BACKOFF_S = (0.2, 3.0)
+FINAL = (ForbiddenError, InvalidError, RefusedError, UnauthenticatedError)
+
+
+@dataclass(slots=True)
+class _Tick:
+    message: profiler_pb2.SampleTick
+    size: int
+    sent: int = 0
+    """Position in the order of sending on this connection; 0: not sent on it yet."""
+
+
+@dataclass(slots=True)
+class Ring:
+    """Samples that are not acknowledged; the oldest fall out, and a mark says how many."""
+
+    limit: int = RING_BYTES
+    ticks: deque[_Tick] = field(default_factory=deque)
+    size: int = 0
+    dropped: int = 0
+
+    def add(self, message: profiler_pb2.SampleTick) -> None:
+        """Keep a tick."""
+        message.gap, self.dropped = message.gap + self.dropped, 0
+        tick = _Tick(message, message.ByteSize() + 64)
+        self.ticks.append(tick)
+        self.size += tick.size
+        while self.size > self.limit and len(self.ticks) > 1:
+            gone = self.ticks.popleft()
+            self.size -= gone.size
+            # The gap is told by the oldest that is left.
+            self.ticks[0].message.gap += gone.message.gap + 1
+
+    def next(self) -> _Tick | None:
+        """What to send now: the newest that was not sent on this connection."""
+        return next((tick for tick in reversed(self.ticks) if not tick.sent), None)
+
+    def acknowledge(self, seq: int) -> None:
+        """Drop the tick numbered `seq` and all sent before it."""
+        order = next((tick.sent for tick in self.ticks if tick.message.seq == seq), 0)
+        kept = deque(tick for tick in self.ticks if not tick.sent or tick.sent > order)
+        self.size = sum(tick.size for tick in kept)
+        self.ticks = kept
+
+    def reconnected(self) -> None:
+        """Nothing is known to have arrived."""
+        for tick in self.ticks:
+            tick.sent = 0
+
+
+class Link:
+    """One agent's connection. `report` is durable and ordered, `sample` buffered, `progress_*` lossy."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        address: str,
+        token: str,
+        outbox: Outbox,
+        hello: Callable[[], agent_pb2.Hello],
+        receive: Callable[[agent_pb2.AttachResponse], None],
+    ) -> None:
+        self._stub = AgentStub(channel)
+        self._address, self._token = address, token
+        self._outbox, self._hello, self._receive = outbox, hello, receive
+        self._ring = Ring()
+        self._schema: profiler_pb2.MetricSchema | None = None
+        self._progress = agent_pb2.Progress()
+        self._told: dict[str, Any] = {}
+        self._out: asyncio.Queue[agent_pb2.AttachRequest] = asyncio.Queue(256)
+        self._wake_reports, self._wake_ticks = asyncio.Event(), asyncio.Event()
+        self._acked = 0
+        self._running: Callable[[], list[agent_pb2.TaskAttempt]] = list
+        self.store_free_bytes: Callable[[], int] = lambda: 0
+        self.welcome: agent_pb2.Welcome | None = None
+        """What the host said last; None before the first attach."""
+        self.attached = asyncio.Event()
+        self.attaches = 0
+
+    # What workers say
+
+    def report(self, **body: Any) -> None:
+        """Say durably what happened, for example `report(service=ServiceReport(...))`."""
+        report = agent_pb2.Report(**body)
+        report.time.FromDatetime(datetime.now(UTC))
+        self._outbox.put(report)
+
+    def wake(self) -> None:
+        """New reports are on disk (called on the loop)."""
+        self._wake_reports.set()
+
+    def schema(self, schema: profiler_pb2.MetricSchema) -> None:
+        """Announce the layout of the ticks to come."""
+        self._schema = schema
+        if self.attached.is_set():
+            self._say(agent_pb2.AttachRequest(schema=schema))
+
+    def sample(self, tick: profiler_pb2.SampleTick) -> None:
+        """Send a tick, or keep it until the host is back."""
+        self._ring.add(tick)
+        self._wake_ticks.set()
+
+    def progress_service(self, report: agent_pb2.ServiceReport) -> None:
+        """How far a service is; the next one replaces it."""
+        self._told[f"service {report.name}"] = report
+
+    def progress_placement(self, report: agent_pb2.PlacementReport) -> None:
+        """How far a download is."""
+        self._told[f"placement {report.id}"] = report
+
+    def progress_location(self, report: agent_pb2.LocationReport) -> None:
+        """How far a transfer is."""
+        self._told[f"location {report.chunk_id}"] = report
+
+    def running(self, tasks: Callable[[], list[agent_pb2.TaskAttempt]]) -> None:
+        """Who knows which tasks run here, for renewing their leases."""
+        self._running = tasks
+
+    def running_tasks(self) -> list[agent_pb2.TaskAttempt]:
+        """Task attempts that run here now."""
+        return self._running()
+
+    def log_chunk(self, chunk: agent_pb2.LogChunk) -> None:
+        """A piece of a log that the host asked for."""
+        self._say(agent_pb2.AttachRequest(log=chunk))
+
+    def _say(self, message: agent_pb2.AttachRequest) -> None:
+        try:
+            self._out.put_nowait(message)
+        except asyncio.QueueFull:
+            log.warning("the host does not read; a message was dropped")
+
+    # The connection
+
+    async def run(self, *, resilient: bool) -> None:
+        """Stay attached. Without `resilient` raises UnreachableError when the host goes; final refusals always raise."""
+        pause = BACKOFF_S[0]
+        while True:
+            try:
+                await self._attach()
+                reason = "the host ended the stream"
+                pause = BACKOFF_S[0]
+            except GswarmError as error:
+                if isinstance(error, FINAL) and not (resilient and self.attaches):
+                    raise
+                reason = str(error)
+                if not resilient:
+                    raise
+            finally:
+                self.attached.clear()
+            if not resilient:
+                raise UnreachableError(
+                    f"the host at {self._address} went away", why=reason, next="use --resilient to wait for it"
+                )
+            log.warning("no host: %s; trying again in %.1f s", reason, pause)
+            await asyncio.sleep(pause * random.uniform(0.7, 1.3))
+            pause = min(pause * 2, BACKOFF_S[1])
+
+    async def _attach(self) -> None:
+        call = self._stub.Attach(metadata=net.bearer(self._token))
+        deadline = net.CONNECT_S if not self.attaches else 10.0
+        try:
+            async with asyncio.timeout(deadline):
+                await call.write(agent_pb2.AttachRequest(hello=self._hello()))
+                first = await call.read()
+            if not isinstance(first, agent_pb2.AttachResponse) or first.WhichOneof("body") != "welcome":
+                await _raise_status(call, self._address)
+                raise UnreachableError(f"{self._address} does not answer like a gswarm host")
+            self._start_over(first.welcome)
+            self._receive(first)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(part, name=f"link-{name}")
+                    for name, part in (
+                        ("write", self._write(call)),
+                        ("reports", self._send_reports()),
+                        ("ticks", self._send_ticks()),
+                        ("beat", self._beat(first.welcome.heartbeat_s or 2.0)),
+                    )
+                ]
+                await self._read(call, (first.welcome.heartbeat_s or 2.0) * 4)
+                for task in tasks:
+                    task.cancel()
+            await _raise_status(call, self._address)
+        except TimeoutError:
+            raise net.unreachable(self._address, f"no answer for {deadline:g} s") from None
+        except grpc.aio.AioRpcError as error:
+            net.raise_error(error, self._address)
+        except BaseExceptionGroup as group_error:
+            for inner in group_error.exceptions:
+                if isinstance(inner, grpc.aio.AioRpcError):
+                    net.raise_error(inner, self._address)
+                if isinstance(inner, asyncio.InvalidStateError | grpc.aio.UsageError):
+                    await _raise_status(call, self._address)
+                    raise UnreachableError(f"the stream to {self._address} broke") from None
+                if isinstance(inner, GswarmError):
+                    raise inner from None
+            raise
+        finally:
+            call.cancel()
+
+    def _start_over(self, welcome: agent_pb2.Welcome) -> None:
+        self.welcome = welcome
+        self.attaches += 1
+        self._acked = welcome.report_seq
+        self._ring.reconnected()
+        while not self._out.empty():
+            self._out.get_nowait()
+        if self._schema is not None:
+            self._say(agent_pb2.AttachRequest(schema=self._schema))
+        self._wake_reports.set()
+        self._wake_ticks.set()
+        self.attached.set()
+        log.info("attached to %s", self._address)
+
+    async def _read(self, call: Any, silence_s: float) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(silence_s):
+                    message = await call.read()
+            except TimeoutError:
+                raise UnreachableError(
+                    f"the host at {self._address} is silent", why=f"nothing came for {silence_s:g} s"
+                ) from None
+            if not isinstance(message, agent_pb2.AttachResponse):
+                return
+            if message.WhichOneof("body") == "ack":
+                if message.ack.report_seq:
+                    await asyncio.to_thread(self._outbox.delete, message.ack.report_seq)
+                if message.ack.tick_seq:
+                    self._ring.acknowledge(message.ack.tick_seq)
+            else:
+                self._receive(message)
+
+    async def _write(self, call: Any) -> None:
+        while True:
+            await call.write(await self._out.get())
+
+    async def _send_reports(self) -> None:
+        sent = self._acked
+        while True:
+            await self._wake_reports.wait()
+            self._wake_reports.clear()
+            while reports := await asyncio.to_thread(self._outbox.after, sent):
+                for report in reports:
+                    await self._out.put(agent_pb2.AttachRequest(report=report))
+                    sent = report.seq
+
+    async def _send_ticks(self) -> None:
+        order = 0
+        while True:
+            await self._wake_ticks.wait()
+            self._wake_ticks.clear()
+            while tick := self._ring.next():
+                order += 1
+                tick.sent = order
+                await self._out.put(agent_pb2.AttachRequest(tick=tick.message))
+
+    async def _beat(self, interval: float) -> None:
+        due = 0.0
+        while True:
+            told, self._told = self._told, {}
+            running = self._running()
+            now = time.monotonic()
+            if now >= due:
+                due = now + interval
+                beat = agent_pb2.Heartbeat(time_unix_us=time.time_ns() // 1000)
+                await self._out.put(agent_pb2.AttachRequest(heartbeat=beat))
+                if running:
+                    progress = agent_pb2.Progress(running=running, store_free_bytes=self.store_free_bytes())
+                    await self._out.put(agent_pb2.AttachRequest(progress=progress))
+            if told:
+                progress = agent_pb2.Progress()
+                for report in told.values():
+                    match report:
+                        case agent_pb2.ServiceReport():
+                            progress.services.append(report)
+                        case agent_pb2.PlacementReport():
+                            progress.placements.append(report)
+                        case agent_pb2.LocationReport():
+                            progress.locations.append(report)
+                await self._out.put(agent_pb2.AttachRequest(progress=progress))
+            await asyncio.sleep(PROGRESS_S)
+
+    async def goodbye(self, reason: str) -> None:
+        """Say that this agent leaves on purpose; returns soon in any case."""
+        if not self.attached.is_set():
+            return
+        self._say(agent_pb2.AttachRequest(goodbye=agent_pb2.Goodbye(reason=reason)))
+        try:
+            async with asyncio.timeout(2.0):
+                while self.attached.is_set():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            pass
+
+
+async def _raise_status(call: Any, address: str) -> None:
+    """Raise the error a finished call ended with, if it did."""
+    try:
+        async with asyncio.timeout(1.0):
+            code = await call.code()
+            if code is grpc.StatusCode.OK:
+                return
+            error = grpc.aio.AioRpcError(
+                code, await call.initial_metadata(), await call.trailing_metadata(), details=await call.details()
+            )
+    except TimeoutError:
+        return
+    net.raise_error(error, address)

@@ -1,0 +1,200 @@
+"""A mirror: the host's state on the reader's side, whole at each revision, followed for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gswarm.codec import dataclass_of, from_proto
+from gswarm.errors import GswarmError
+from gswarm.kinds import BY_KIND, body_of
+from gswarm.v1 import cluster_pb2, profiler_pb2
+
+if TYPE_CHECKING:
+    from gswarm.swarm import Swarm
+
+T = TypeVar("T")
+SILENCE_S = 6.0
+BACKOFF_S = (0.1, 2.0)
+
+
+class Link(Enum):
+    """How a mirror stands with its source."""
+
+    CONNECTING = "connecting"
+    LIVE = "live"
+    STALE = "stale"
+
+
+class Tables:
+    """Objects by kind as dataclasses, converted when first read; changed only by whole batches."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.time: datetime | None = None
+        self._tables: dict[int, dict[str, Any]] = {kind: {} for kind in BY_KIND}
+        self._slots = {info.slot.capitalize(): kind for kind, info in BY_KIND.items()}
+        self._staged: list[cluster_pb2.Object] = []
+        self._listing = False
+        self.left_out: dict[int, int] = {}
+
+    def feed(self, response: cluster_pb2.WatchResponse) -> bool:
+        """Take one message; True when it completed a batch or list, so that rows changed as a whole."""
+        self._staged.extend(response.objects)
+        self._listing = self._listing or response.list
+        if not response.revision:
+            return False
+        if self._listing:
+            for table in self._tables.values():
+                table.clear()
+            self.left_out = {rest.kind: rest.left_out for rest in response.rest}
+        changed = bool(self._staged) or self._listing
+        for obj in self._staged:
+            if obj.kind not in self._tables:
+                continue  # a kind of a newer host
+            table = self._tables[obj.kind]
+            if obj.deleted:
+                table.pop(obj.key, None)
+            else:
+                table[obj.key] = obj
+        self._staged, self._listing = [], False
+        self.revision = response.revision
+        self.time = response.time.ToDatetime(UTC)
+        return changed
+
+    def rows(self, cls: type[T]) -> Mapping[str, T]:
+        """Key to object of one kind."""
+        kind = self._slots[cls.__name__]
+        table = self._tables[kind]
+        for key, value in table.items():
+            if isinstance(value, cluster_pb2.Object):
+                table[key] = from_proto(body_of(value), cls)
+        return table
+
+
+class Samples:
+    """The newest sample of each device, read out only for those that are asked for."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict[str, float]] = {}
+        self.reasons: dict[str, dict[str, str]] = {}
+        self.at: dict[str, float] = {}
+        self._schemas: dict[tuple[str, int], profiler_pb2.MetricSchema] = {}
+
+    def feed(self, response: cluster_pb2.WatchResponse) -> bool:
+        """Take schemas and ticks of a message; True when anything came."""
+        from gswarm.host.samples import values
+
+        for schema in response.schemas:
+            self._schemas[schema.node, schema.id] = schema
+        for tick in response.ticks:
+            if (tick.node, tick.schema_id) not in self._schemas:
+                continue
+            schema = self._schemas[tick.node, tick.schema_id]
+            at = tick.time_unix_us / 1e6
+            for row, device in enumerate(schema.device_ids):
+                if self.at.get(device, 0.0) > at:
+                    continue
+                self.values[device] = {name: v for name, v in values(schema, tick, row) if v is not None}
+                self.at[device] = at
+            for absent in tick.absent:
+                if absent.device < len(schema.device_ids) and absent.column < len(schema.columns):
+                    name = schema.columns[absent.column].name
+                    self.reasons.setdefault(schema.device_ids[absent.device], {})[name] = absent.reason
+        return bool(response.ticks or response.schemas)
+
+
+class Mirror:
+    """Follows a host: reconnects for ever, keeps the last rows while it cannot, says how old they are.
+
+    `updated` is set and replaced with every change of rows, samples or link: keep the one you saw, then wait for it.
+    """
+
+    def __init__(self, swarm: Swarm, request: cluster_pb2.WatchRequest) -> None:
+        self._swarm, self._request = swarm, request
+        self._tables, self._samples = Tables(), Samples()
+        self._heard: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.link = Link.CONNECTING
+        self.problem = ""
+        """Why there is no link, in one sentence."""
+        self.updated = asyncio.Event()
+
+    @property
+    def revision(self) -> int:
+        """The revision the rows are whole at; 0 before the first list."""
+        return self._tables.revision
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the host was last heard; None: never."""
+        return None if self._heard is None else time.monotonic() - self._heard
+
+    @property
+    def samples(self) -> Mapping[str, Mapping[str, float]]:
+        """Device id to metric to newest value; what is NA is not there."""
+        return self._samples.values
+
+    @property
+    def sampled_at(self) -> Mapping[str, float]:
+        """Device id to the time of its newest sample, seconds since the epoch."""
+        return self._samples.at
+
+    @property
+    def reasons(self) -> Mapping[str, Mapping[str, str]]:
+        """Device id to metric to why it is NA."""
+        return self._samples.reasons
+
+    def rows(self, cls: type[T]) -> Mapping[str, T]:
+        """Key to object of one kind, as of `revision`."""
+        return self._tables.rows(cls)
+
+    async def reach(self, revision: int, timeout: float | None = None) -> None:
+        """Wait until the rows hold everything up to `revision`. Raises TimeoutError."""
+        async with asyncio.timeout(timeout):
+            while self.revision < revision:
+                await self.updated.wait()
+
+    async def __aenter__(self) -> Mirror:
+        self._task = asyncio.create_task(self._follow(), name="mirror")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _publish(self) -> None:
+        self.updated, old = asyncio.Event(), self.updated
+        old.set()
+
+    async def _follow(self) -> None:
+        pause = BACKOFF_S[0]
+        while True:
+            try:
+                async for response in self._swarm.watch(self._request, silence_s=SILENCE_S):
+                    pause = BACKOFF_S[0]
+                    self._take(response)
+                reason = "the host ended the stream"
+            except GswarmError as error:
+                reason = str(error)
+            if self.link is not Link.CONNECTING:
+                self.link = Link.STALE
+            self.problem = reason
+            self._publish()
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+            pause = min(pause * 2, BACKOFF_S[1])
+
+    def _take(self, response: cluster_pb2.WatchResponse) -> None:
+        self._heard = time.monotonic()
+        changed = self._tables.feed(response)
+        changed = self._samples.feed(response) or changed
+        if self._tables.revision and self.link is not Link.LIVE:
+            self.link, self.problem, changed = Link.LIVE, "", True
+        if changed:
+            self._publish()

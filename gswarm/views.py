@@ -1,0 +1,248 @@
+"""Columns and detail of each resource, written once, for CLI tables and console panes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+from gswarm import units
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading, how to read a cell from a row, and whether it is a number."""
+
+    heading: str
+    read: Callable[[Any], str]
+    is_number: bool = False
+
+
+def _word(name: str) -> Callable[[Any], str]:
+    def read(row: Any) -> str:
+        value = getattr(row, name)
+        return str(value.value if isinstance(value, Enum) else value)
+
+    return read
+
+
+def _size(name: str) -> Callable[[Any], str]:
+    return lambda row: units.size(getattr(row, name))
+
+
+def _since(name: str) -> Callable[[Any], str]:
+    return lambda row: units.since(getattr(row, name))
+
+
+def _names(values: Sequence[str]) -> str:
+    return ", ".join(values) or "-"
+
+
+def _default_version(model: Any) -> Any:
+    return next((v for v in model.versions if v.version == model.default_version), None)
+
+
+def _dtype(chunk: Any) -> str:
+    if not chunk.dtype:
+        return str(chunk.type.value)
+    kind = {"f": "f", "i": "i", "u": "u", "b": "bool", "c": "c"}.get(chunk.dtype[1:2], chunk.dtype[1:2])
+    bits = "" if kind == "bool" else str(int(chunk.dtype[2:]) * 8) if chunk.dtype[2:].isdigit() else chunk.dtype[2:]
+    return f"{kind}{bits}[{','.join(map(str, chunk.shape))}]"
+
+
+def _wait(task: Any) -> str:
+    if task.ready_at is None:
+        return "-"
+    end = task.started_at or task.finished_at or datetime.now(UTC)
+    return units.age((end - task.ready_at).total_seconds())
+
+
+def _run(task: Any) -> str:
+    if task.started_at is None:
+        return "-"
+    return units.duration(((task.finished_at or datetime.now(UTC)) - task.started_at).total_seconds())
+
+
+def _place(task: Any) -> str:
+    return task.service or task.node or "-"
+
+
+COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "Node": (
+        Column("NAME", _word("name")),
+        Column("STATE", _word("phase")),
+        Column("VERSION", _word("version")),
+        Column("CPUS", _word("cpu_count"), True),
+        Column("MEMORY", _size("memory_bytes"), True),
+        Column("BACKENDS", lambda n: _names(n.backends)),
+        Column("DETAIL", _word("detail")),
+    ),
+    "Device": (
+        Column("DEVICE", _word("alias")),
+        Column("KIND", lambda d: "SIM" if d.kind.value == "simulated" else d.kind.value),
+        Column("NAME", _word("name")),
+        Column("MEMORY", _size("memory_bytes"), True),
+        Column("STATE", _word("phase")),
+        Column("ID", _word("id")),
+        Column("DETAIL", _word("detail")),
+    ),
+    "Event": (
+        Column("TIME", lambda e: units.clock(e.time)),
+        Column("SEVERITY", _word("severity")),
+        Column("TYPE", _word("type")),
+        Column("ACTOR", _word("actor")),
+        Column("MESSAGE", _word("message")),
+    ),
+    "TokenInfo": (
+        Column("NAME", _word("name")),
+        Column("ROLE", _word("role")),
+        Column("NODE", _word("node")),
+        Column("MADE", _since("created_at")),
+    ),
+    "Model": (
+        Column("MODEL", _word("name")),
+        Column("SIZE", lambda m: units.size(m.size_bytes or None), True),
+        Column("VERSION", _word("default_version")),
+        Column("KIND", lambda m: "SIM" if m.simulated else m.metadata.get("architecture", "-")),
+        Column("DIGEST", lambda m: (v.digest[:12] if (v := _default_version(m)) and v.digest else "-")),
+        Column("SOURCE", lambda m: v.source if (v := _default_version(m)) else "-"),
+    ),
+    "Placement": (
+        Column("MODEL", lambda p: f"{p.model}@{p.version}"),
+        Column("NODE", _word("node")),
+        Column("STATE", _word("phase")),
+        Column("DONE", _size("bytes_done"), True),
+        Column("OF", lambda p: units.size(p.bytes_total or None), True),
+        Column("SHARED", _size("bytes_shared"), True),
+        Column("DETAIL", _word("detail")),
+    ),
+    "Service": (
+        Column("SERVICE", _word("name")),
+        Column("MODEL", lambda s: f"{s.model}@{s.version}"),
+        Column("STATE", _word("phase")),
+        Column("NODE", _word("node")),
+        Column("BACKEND", lambda s: f"{s.backend}{' SIM' if s.simulated else ''}"),
+        Column("PORT", lambda s: str(s.bound_port or s.port or "-"), True),
+        Column("TOK/S", lambda s: units.count(s.tokens_per_s), True),
+        Column("OWNER", _word("owner")),
+        Column("DETAIL", _word("detail")),
+    ),
+    "Chunk": (
+        Column("ID", _word("id")),
+        Column("TYPE", _dtype),
+        Column("SIZE", _size("size_bytes"), True),
+        Column("REFS", lambda c: str(len(c.holders)), True),
+        Column("AGE", _since("created_at"), True),
+        Column("NAME", _word("name")),
+        Column("WHERE", lambda c: _names([p.node for p in c.locations if p.phase.value == "present"])),
+    ),
+    "Workflow": (
+        Column("ID", _word("id")),
+        Column("NAME", _word("name")),
+        Column("STATE", _word("phase")),
+        Column("DONE", lambda w: f"{w.done}/{w.tasks}", True),
+        Column("FAILED", _word("failed"), True),
+        Column("AGE", _since("created_at"), True),
+        Column("BY", _word("actor")),
+    ),
+    "Task": (
+        Column("TASK", _word("id")),
+        Column("ACTION", _word("action")),
+        Column("TYPE", _word("type")),
+        Column("MODEL", lambda t: t.model or "-"),
+        Column("PRIORITY", _word("priority")),
+        Column("STATE", _word("phase")),
+        Column("WAIT", _wait, True),
+        Column("RAN", _run, True),
+        Column("WHERE", _place),
+        Column("DETAIL", _word("detail")),
+    ),
+    "Block": (
+        Column("MODEL", _word("model")),
+        Column("TASKS", _word("count"), True),
+        Column("START", lambda b: units.clock(b.start)),
+        Column("END", lambda b: units.clock(b.end)),
+        Column("LOAD", lambda b: units.duration(b.load_s) if b.load_s else "-", True),
+        Column("RUNNING", lambda b: "yes" if b.running else "no"),
+        Column("WHY", _word("reason")),
+    ),
+    "Session": (
+        Column("SESSION", _word("name")),
+        Column("STATE", _word("phase")),
+        Column("INTERVAL", lambda s: units.duration(s.interval_s), True),
+        Column("TICKS", _word("ticks"), True),
+        Column("EVENTS", _word("events"), True),
+        Column("SIZE", _size("size_bytes"), True),
+        Column("STARTED", _since("started_at"), True),
+        Column("NODES", lambda s: _names(s.nodes) if s.nodes else "all"),
+        Column("DETAIL", _word("detail")),
+    ),
+}
+
+
+def columns(cls: type) -> tuple[Column, ...]:
+    """The columns of a type; those not in the table show their plain fields."""
+    if cls.__name__ in COLUMNS:
+        return COLUMNS[cls.__name__]
+    return tuple(Column(f.name.upper().replace("_", " "), _plain_field(f.name)) for f in dataclasses.fields(cls))
+
+
+def _plain_field(name: str) -> Callable[[Any], str]:
+    return lambda row: plain(getattr(row, name))
+
+
+def plain(value: object) -> str:
+    """A value in one line for a detail view."""
+    if value is None:
+        return units.NA
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, datetime):
+        return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}={v}" for k, v in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or "-"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return " ".join(
+            plain(getattr(value, f.name)) for f in dataclasses.fields(value) if getattr(value, f.name) not in ("", None)
+        )
+    return str(value) if value != "" else "-"
+
+
+def detail(row: Any) -> list[tuple[str, str]]:
+    """(label, value) pairs of one object, every field, sizes and times readable."""
+    pairs = []
+    for item in dataclasses.fields(row):
+        value = getattr(row, item.name)
+        label = item.name
+        if label.endswith("_bytes") and isinstance(value, int):
+            pairs.append((label.removesuffix("_bytes").replace("_", " "), f"{units.size(value)} ({value} bytes)"))
+        elif label.endswith("_json") and isinstance(value, str) and value:
+            pairs.append((label.removesuffix("_json"), json.dumps(json.loads(value), ensure_ascii=False)))
+        elif label.endswith("_s") and isinstance(value, int | float):
+            pairs.append((label.removesuffix("_s").replace("_", " "), units.duration(value)))
+        else:
+            pairs.append((label.replace("_", " "), plain(value)))
+    return pairs
+
+
+def table(rows: Sequence[Any], cls: type, width: int | None = None) -> list[str]:
+    """Lines of a plain table; the last column is cut to `width` when it is given."""
+    shown = columns(cls)
+    cells = [[c.read(row).replace("\n", " ") for c in shown] for row in rows]
+    keep = [i for i, c in enumerate(shown) if c.heading != "DETAIL" or any(line[i] for line in cells)]
+    widths = {i: max([len(shown[i].heading), *(len(line[i]) for line in cells)]) for i in keep}
+
+    def render(line: Sequence[str]) -> str:
+        parts = [line[i].rjust(widths[i]) if shown[i].is_number else line[i].ljust(widths[i]) for i in keep]
+        text = "  ".join(parts).rstrip()
+        return text if width is None or len(text) <= width else text[: max(1, width - 1)] + "…"
+
+    return [render([c.heading for c in shown]), *(render(line) for line in cells)]
