@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gswarm.codec import dataclass_of, from_proto
+from gswarm.codec import from_proto
 from gswarm.errors import GswarmError
 from gswarm.kinds import BY_KIND, body_of
 from gswarm.v1 import cluster_pb2, profiler_pb2
@@ -32,16 +32,17 @@ class Link(Enum):
 
 
 class Tables:
-    """Objects by kind as dataclasses, converted when first read; changed only by whole batches."""
+    """Objects by kind, converted to dataclasses when first read; changed only by whole batches."""
 
     def __init__(self) -> None:
         self.revision = 0
         self.time: datetime | None = None
-        self._tables: dict[int, dict[str, Any]] = {kind: {} for kind in BY_KIND}
-        self._slots = {info.slot.capitalize(): kind for kind, info in BY_KIND.items()}
+        self.left_out: dict[int, int] = {}
+        self._objects: dict[int, dict[str, cluster_pb2.Object]] = {kind: {} for kind in BY_KIND}
+        self._rows: dict[int, dict[str, Any]] = {kind: {} for kind in BY_KIND}
+        self._kinds = {info.slot.capitalize(): kind for kind, info in BY_KIND.items()}
         self._staged: list[cluster_pb2.Object] = []
         self._listing = False
-        self.left_out: dict[int, int] = {}
 
     def feed(self, response: cluster_pb2.WatchResponse) -> bool:
         """Take one message; True when it completed a batch or list, so that rows changed as a whole."""
@@ -50,31 +51,38 @@ class Tables:
         if not response.revision:
             return False
         if self._listing:
-            for table in self._tables.values():
-                table.clear()
+            for kind in self._objects:
+                self._objects[kind].clear()
+                self._rows[kind].clear()
             self.left_out = {rest.kind: rest.left_out for rest in response.rest}
         changed = bool(self._staged) or self._listing
         for obj in self._staged:
-            if obj.kind not in self._tables:
+            if obj.kind not in self._objects:
                 continue  # a kind of a newer host
-            table = self._tables[obj.kind]
+            self._rows[obj.kind].pop(obj.key, None)
             if obj.deleted:
-                table.pop(obj.key, None)
+                self._objects[obj.kind].pop(obj.key, None)
             else:
-                table[obj.key] = obj
+                self._objects[obj.kind][obj.key] = obj
         self._staged, self._listing = [], False
         self.revision = response.revision
         self.time = response.time.ToDatetime(UTC)
         return changed
 
+    def objects(self, kind: int) -> Iterable[cluster_pb2.Object]:
+        """The wire objects of a kind."""
+        return self._objects[kind].values()
+
     def rows(self, cls: type[T]) -> Mapping[str, T]:
         """Key to object of one kind."""
-        kind = self._slots[cls.__name__]
-        table = self._tables[kind]
-        for key, value in table.items():
-            if isinstance(value, cluster_pb2.Object):
-                table[key] = from_proto(body_of(value), cls)
-        return table
+        kind = self._kinds[cls.__name__]
+        objects, rows = self._objects[kind], self._rows[kind]
+        if len(rows) != len(objects):
+            # Converted once, and again only when the object changes.
+            self._rows[kind] = rows = {
+                key: rows[key] if key in rows else from_proto(body_of(obj), cls) for key, obj in objects.items()
+            }
+        return rows
 
 
 class Samples:

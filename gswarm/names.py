@@ -17,16 +17,14 @@ def check_name(name: str, field: str, *, spaces: bool = False) -> str:
 
     With `spaces` a label for people is checked instead (never used as a path). Raises InvalidError naming `field`.
     """
-    pattern, allowed = (
-        (_LABEL, "letters, digits, spaces and . , : - _") if spaces else (_NAME, "letters, digits and . _ @ -")
-    )
-    if not pattern.fullmatch(name) or ".." in name or name.lower() in _RESERVED:
+    if spaces:
+        pattern, rule = _LABEL, f"a {field} is at most 200 characters on one line, without /"
+    else:
+        pattern, rule = _NAME, f"a {field} starts with a letter or digit and has only letters, digits and . _ @ -"
+    if not pattern.fullmatch(name) or (not spaces and ".." in name):
         shown = name if len(name) <= 60 else f"{name[:57]}..."
         raise InvalidError(
-            f"{shown!r} cannot be the {field}",
-            why=rule if name else "it is empty",
-            next="choose another",
-            field=field,
+            f"{shown!r} cannot be the {field}", why=rule if name else "it is empty", next="choose another", field=field
         )
     return name
 
