@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import select
@@ -142,7 +143,7 @@ def stub_library() -> Path | None:
     """The tests' stub of libnvidia-ml.so.1 with eight devices, compiled; None where there is none."""
     sys.path.insert(0, str(ROOT))
     try:
-        from tests.support import nvml
+        nvml = importlib.import_module("tests.support.nvml")
     except ImportError:
         return None
     build = getattr(nvml, "benchmark_library", None)
@@ -161,6 +162,7 @@ def child(theme: str) -> None:
 
     from gswarm_tui.app import Console
     from gswarm_tui.feed import capture
+
     from tests.support.swarm import FakeFeed, FakeSwarm
 
     class Ticking(FakeFeed):

@@ -9,12 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
-
-from gswarm.cluster.types import Device, Node, NodePhase
-from gswarm.errors import RefusedError
-from gswarm.model.types import Model, Service
-from gswarm.queue.types import Task
 from gswarm_tui import themes
 from gswarm_tui.__main__ import main
 from gswarm_tui.app import Console
@@ -28,6 +22,12 @@ from gswarm_tui.pages.task import TaskPage
 from gswarm_tui.panes.devices import folded
 from gswarm_tui.snapshot import Link, Snapshot
 from gswarm_tui.widgets.table import Row, Table, settled
+from textual.pilot import Pilot
+
+from gswarm.cluster.types import Device, Node, NodePhase
+from gswarm.errors import RefusedError
+from gswarm.model.types import Model, Service
+from gswarm.queue.types import Task
 from tests.support.swarm import FakeFeed, FakeSwarm
 
 
@@ -44,10 +44,13 @@ async def console(
 
 def screen(app: Console) -> list[str]:
     """What stands on the screen, line by line."""
-    from rich.console import Console as Rich
-
     update = app.screen._compositor.render_full_update()
-    return ["".join(segment.text for strip in line for segment in strip) for line in update.strips] if Rich else []
+    return ["".join(segment.text for strip in line for segment in strip) for line in update.strips]
+
+
+def at(app: Console) -> type:
+    """What kind of screen is on top."""
+    return type(app.screen)
 
 
 def text(app: Console) -> str:
@@ -78,7 +81,12 @@ async def test_every_device_is_on_screen_at_every_size(width: int, height: int) 
 @pytest.mark.parametrize(
     ("width", "height", "there", "gone"),
     [
-        (80, 24, ("live", "util", "mem", "queue", "1 Devices", "7 Events"), ("devices", "kW", "tok/s", "127.0.0.1", "°C")),
+        (
+            80,
+            24,
+            ("live", "util", "mem", "queue", "1 Devices", "7 Events"),
+            ("devices", "kW", "tok/s", "127.0.0.1", "°C"),
+        ),
         (100, 30, ("tok/s", "°C", "2 Models", "4 Queue"), ("kW", "3 Data", "127.0.0.1")),
         (120, 40, ("32 devices", "kW", "2 Models", "4 Queue", "3 Data"), ("127.0.0.1",)),
         (160, 50, ("127.0.0.1:8090", "4 nodes", "WHERE", "WHO"), ()),
@@ -111,7 +119,13 @@ def test_the_layout_fills_the_height_and_width() -> None:
 
 async def test_number_keys_zoom_and_escape_goes_back() -> None:
     async with console() as (app, _, pilot):
-        for key, title in (("2", "2 Models"), ("5", "5 Sessions"), ("6", "6 Nodes"), ("7", "7 Events"), ("3", "3 Data")):
+        for key, title in (
+            ("2", "2 Models"),
+            ("5", "5 Sessions"),
+            ("6", "6 Nodes"),
+            ("7", "7 Events"),
+            ("3", "3 Data"),
+        ):
             await pilot.press(key)
             await pilot.pause()
             assert title in text(app) and "1 Devices and plan" not in text(app)
@@ -187,7 +201,7 @@ async def test_the_cursor_stays_on_its_row_when_rows_come_and_go() -> None:
 
 
 async def test_a_tick_draws_only_lines_whose_text_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with console() as (app, feed, pilot):
+    async with console() as (_app, feed, pilot):
         await pilot.pause()
         drawn: list[tuple[Any, ...]] = []
         original = Table.refresh
@@ -212,19 +226,19 @@ async def test_enter_opens_a_device_and_escape_leaves_it() -> None:
             feed.push()
         await pilot.press("enter")
         await pilot.pause()
-        assert isinstance(app.screen, DevicePage)
+        assert at(app) is DevicePage
         shown = text(app)
         assert "‹ Devices ‹ n1 ‹ gpu0" in shown and "memory ledger" in shown and "free = 80G" in shown
         await pilot.press("escape")
         await pilot.pause()
-        assert isinstance(app.screen, Overview)
+        assert at(app) is Overview
 
 
 async def test_a_task_page_says_why_where_and_what_would_change_it() -> None:
     async with console() as (app, _, pilot):
         await pilot.press("4", "enter")
         await pilot.pause()
-        assert isinstance(app.screen, TaskPage)
+        assert at(app) is TaskPage
         shown = text(app)
         assert "needs 140G" in shown
         assert "device by device" in shown
@@ -235,15 +249,17 @@ async def test_a_form_says_what_will_happen_and_runs() -> None:
     async with console() as (app, feed, pilot):
         await pilot.press("2", "down", "s")
         await pilot.pause()
-        assert isinstance(app.screen, Form)
+        assert at(app) is Form
         assert "loads 15G on a device that the host picks, 6.1s from 1 load" in text(app)
         await pilot.press("down", "down")
         await pilot.pause()
         assert "$ gswarm model serve qwen-7b --device n1:gpu1" in text(app)
         await pilot.press("enter")
         await pilot.pause()
-        assert feed.performed == [("model serve", {"model": "qwen-7b", "device": ["n1:gpu1"], "port": 0, "backend": None})]
-        assert isinstance(app.screen, Overview)
+        assert feed.performed == [
+            ("model serve", {"model": "qwen-7b", "device": ["n1:gpu1"], "port": 0, "backend": None})
+        ]
+        assert at(app) is Overview
         assert "$ gswarm model serve qwen-7b --device n1:gpu1" in text(app)
 
 
@@ -261,7 +277,7 @@ async def test_a_wrong_value_is_said_beside_its_field_and_nothing_runs() -> None
     async with console() as (app, feed, pilot):
         await pilot.press("2", "s", "tab", *"http", "enter")
         await pilot.pause()
-        assert isinstance(app.screen, Form)
+        assert at(app) is Form
         assert "http is not a whole number" in text(app)
         assert feed.performed == []
 
@@ -271,7 +287,7 @@ async def test_a_refusal_stays_in_the_form() -> None:
         feed.failure = RefusedError("port 9100 is taken", next="give another with --port", field="port")
         await pilot.press("2", "s", "enter")
         await pilot.pause()
-        assert isinstance(app.screen, Form)
+        assert at(app) is Form
         assert "port 9100 is taken. Give another with --port" in text(app)
 
 
@@ -279,7 +295,7 @@ async def test_destructive_actions_are_confirmed() -> None:
     async with console() as (app, feed, pilot):
         await pilot.press("2", "x")
         await pilot.pause()
-        assert isinstance(app.screen, Confirm)
+        assert at(app) is Confirm
         assert "Stops llama-8b on n1" in text(app)
         await pilot.press("escape")
         await pilot.pause()
@@ -297,7 +313,7 @@ async def test_read_only_hides_and_refuses_what_changes() -> None:
         assert "serve" not in keys and "filter" in keys
         await pilot.press("x")
         await pilot.pause()
-        assert not isinstance(app.screen, Confirm) and feed.performed == []
+        assert at(app) is not Confirm and feed.performed == []
 
 
 async def test_a_key_whose_action_does_not_exist_is_not_shown() -> None:
@@ -315,7 +331,7 @@ async def test_colon_goes_to_panes_devices_tasks_and_runs_actions() -> None:
         assert "7 Events" in text(app)
         await pilot.press("colon", *"n1:gpu2", "enter")
         await pilot.pause()
-        assert isinstance(app.screen, DevicePage)
+        assert at(app) is DevicePage
         await pilot.press("escape", "colon", *"model stop phi-4", "enter", "y")
         await pilot.pause()
         assert feed.performed == [("model stop", {"service": "phi-4"})]
@@ -328,7 +344,7 @@ async def test_the_palette_holds_the_actions() -> None:
         assert "Serve a model." in text(app)
         await pilot.press("escape")
         await pilot.pause()
-        assert isinstance(app.screen, Overview)
+        assert at(app) is Overview
 
 
 async def test_help_lists_the_keys_that_work_here() -> None:
@@ -339,7 +355,7 @@ async def test_help_lists_the_keys_that_work_here() -> None:
         assert "Serve a model" in shown and "Filter" in shown and "Stop a service" in shown
         await pilot.press("escape")
         await pilot.pause()
-        assert isinstance(app.screen, Overview)
+        assert at(app) is Overview
 
 
 async def test_every_binding_of_ours_has_an_id_of_its_own() -> None:
@@ -349,7 +365,9 @@ async def test_every_binding_of_ours_has_an_id_of_its_own() -> None:
         await pilot.press("2", "s")
         await pilot.pause()
         nodes = [node for shown in app.screen_stack for node in (shown, *shown.query("*"))]
-        classes = {cls for node in (app, *nodes) for cls in type(node).__mro__ if cls.__module__.startswith("gswarm_tui")}
+        classes = {
+            cls for node in (app, *nodes) for cls in type(node).__mro__ if cls.__module__.startswith("gswarm_tui")
+        }
         declared = [b for cls in classes for b in cls.__dict__.get("BINDINGS", ())]
         assert len(declared) > 20
         assert all(isinstance(b, Binding) and b.id for b in declared)

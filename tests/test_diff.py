@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyte
 import pytest
+from gswarm_tui import diff
+from gswarm_tui.app import Console
+from gswarm_tui.diff import FrameDiff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.color import ColorSystem
@@ -18,9 +22,6 @@ from textual.geometry import Region, Size
 from textual.screen import Screen
 from textual.strip import Strip
 
-from gswarm_tui import diff
-from gswarm_tui.app import Console
-from gswarm_tui.diff import FrameDiff
 from tests.support.swarm import FakeFeed, FakeSwarm
 
 WIDTH, HEIGHT = 24, 4
@@ -128,7 +129,8 @@ def test_one_changed_digit_writes_one_cell() -> None:
 def test_runs_of_one_style_share_its_codes() -> None:
     layer, size = FrameDiff(), Size(WIDTH, HEIGHT)
     for digit in "12":
-        rows = [[strip_of([(f"{digit}        ", STYLES[0]), (f"{digit}", STYLES[1])], WIDTH)] for _ in range(HEIGHT)]
+        line = strip_of([(f"{digit}        ", STYLES[0]), (f"{digit}", STYLES[1])], WIDTH)
+        rows: list[Iterable[Strip]] = [[line] for _ in range(HEIGHT)]
         written = layer.render(LayoutUpdate(rows, Region(0, 0, WIDTH, HEIGHT)), size, ColorSystem.TRUECOLOR)
     assert written.count("38;2;214;221;230") == 1
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from gswarm_tui import figures
 from gswarm_tui.model_state import BlockView
 from gswarm_tui.themes import Form
 from gswarm_tui.widgets.gauge import bar
 from gswarm_tui.widgets.lanes import ZOOMS, axis, initials, label, lane, zoomed
 from gswarm_tui.widgets.ledger import Part, ledger, total_line, widths
-from gswarm_tui.widgets.sparkline import rows
 from gswarm_tui.widgets.spans import fit, plain, width
+from gswarm_tui.widgets.sparkline import rows
+from hypothesis import given
+from hypothesis import strategies as st
 
 NOW = 1_000_000.0
 
 
-def block(model: str, start: float, end: float, *, load: float = 0.0, running: bool = False, count: int = 3) -> BlockView:
+def block(
+    model: str, start: float, end: float, *, load: float = 0.0, running: bool = False, count: int = 3
+) -> BlockView:
     return BlockView(model, 1, NOW + start, NOW + end, load, count, running, (), "", 0)
 
 

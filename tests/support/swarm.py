@@ -10,12 +10,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from gswarm_tui.deeds import Deed, Field, FieldKind
+
 from gswarm.cluster.types import Device, DeviceKind, DevicePhase, Event, Kind, Node, NodePhase, Severity
 from gswarm.data.types import Chunk, ChunkType, Holder, Location, LocationPhase
 from gswarm.model.types import Model, Placement, PlacementPhase, Service, ServicePhase
 from gswarm.profiler.types import Session, SessionPhase
 from gswarm.queue.types import Block, Lane, Plan, Priority, Task, TaskPhase, TaskType, Workflow
-from gswarm_tui.deeds import Deed, Field, FieldKind
 
 RowT = TypeVar("RowT")
 NOON = datetime(2026, 7, 1, 12, 4, 45, tzinfo=UTC)
@@ -66,7 +67,9 @@ class FakeMirror:
 class FakeSwarm:
     """A swarm of `nodes` x `devices`, the same for the same seed."""
 
-    def __init__(self, nodes: int = 4, devices: int = 8, *, seed: int = 7, now: datetime = NOON, tasks: int = 60) -> None:
+    def __init__(
+        self, nodes: int = 4, devices: int = 8, *, seed: int = 7, now: datetime = NOON, tasks: int = 60
+    ) -> None:
         self.random = random.Random(seed)
         self.now = now
         self.data = FakeMirror()
@@ -135,8 +138,14 @@ class FakeSwarm:
                       rand.choice((Severity.INFO, Severity.INFO, Severity.WARNING, Severity.ERROR)), "ops", "", Kind.TASK,
                       str(4500 + i), f"Task {4500 + i} is done."),
             )  # fmt: skip
-        put("run-42", Session("run-42", (), 1.0, SessionPhase.RECORDING, now - timedelta(minutes=9), None, 2160, 88, 3_400_000))
-        put("run-41", Session("run-41", ("n1",), 1.0, SessionPhase.SEALED, now - timedelta(hours=3), now - timedelta(hours=2)))
+        put(
+            "run-42",
+            Session("run-42", (), 1.0, SessionPhase.RECORDING, now - timedelta(minutes=9), None, 2160, 88, 3_400_000),
+        )
+        put(
+            "run-41",
+            Session("run-41", ("n1",), 1.0, SessionPhase.SEALED, now - timedelta(hours=3), now - timedelta(hours=2)),
+        )
         self.sample()
 
     def _plan(self, every: list[Device], order: list[str], tasks: int) -> None:
@@ -173,7 +182,9 @@ class FakeSwarm:
                             ),
                         )  # fmt: skip
                         ids.append(str(number))
-                blocks.append(Block(model, tuple(ids), count, at, end, load, not blocks, 14, "same model, loaded already"))
+                blocks.append(
+                    Block(model, tuple(ids), count, at, end, load, not blocks, 14, "same model, loaded already")
+                )
                 at = end
             put(device.id, Lane(device.id, device.alias, tuple(blocks)))
         for i in range(2):
@@ -215,7 +226,7 @@ class FakeSwarm:
 
     def change(self, cls: type, key: str, **fields: object) -> None:
         """Replace fields of one object and publish."""
-        self.data.put(key, replace(self.data.rows(cls)[key], **fields))  # type: ignore[type-var]
+        self.data.put(key, replace(self.data.rows(cls)[key], **fields))
         self.data.publish()
 
 

@@ -69,7 +69,7 @@ def _screenshot(app: Console, options: argparse.Namespace) -> int:
         sys.stderr.write(f"gswarm-tui: --size {options.size} is not WIDTHxHEIGHT\n")
         return 2
 
-    async def draw() -> None:
+    async def draw() -> str:
         async with app.run_test(size=size) as pilot:
             try:
                 await asyncio.wait_for(app.has_data.wait(), 10)
@@ -79,9 +79,9 @@ def _screenshot(app: Console, options: argparse.Namespace) -> int:
             for key in filter(None, options.keys.split(",")):
                 await pilot.press(key)
                 await pilot.pause(0.3)
-            Path(options.screenshot).write_text(app.export_screenshot(title="gswarm"), encoding="utf-8")
+            return app.export_screenshot(title="gswarm")
 
-    asyncio.run(draw())
+    Path(options.screenshot).write_text(asyncio.run(draw()), encoding="utf-8")
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.widgets import Input
 
 from . import themes
 from .deeds import Deed, find
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from gswarm.queue.types import Task
 
+    from .replay import ReplayFeed
+
 HISTORY = 240
 """Samples kept a device, for the device page."""
 
@@ -49,6 +52,18 @@ class Console(App[None]):
         Binding("Y", "copy_json", "Copy the row as JSON", show=False, id="copy_json"),
         Binding("question_mark", "help", "Help for here", show=False, id="help"),
         Binding("colon", "command", "Go or run", show=False, id="command"),
+        Binding("space", "replay('toggle')", "Pause, go on", show=False, id="replay.pause", priority=True),
+        Binding("left", "replay('skip', -10)", "10 s back", show=False, id="replay.back", priority=True),
+        Binding("right", "replay('skip', 10)", "10 s on", show=False, id="replay.on", priority=True),
+        Binding("shift+left", "replay('skip', -60)", "1 min back", show=False, id="replay.minute_back", priority=True),
+        Binding("shift+right", "replay('skip', 60)", "1 min on", show=False, id="replay.minute_on", priority=True),
+        Binding("comma", "replay('step', -1)", "One tick back", show=False, id="replay.tick_back", priority=True),
+        Binding("full_stop", "replay('step', 1)", "One tick on", show=False, id="replay.tick_on", priority=True),
+        Binding("left_square_bracket", "replay('to_event', -1)", "Previous event", show=False, id="replay.previous"),
+        Binding("right_square_bracket", "replay('to_event', 1)", "Next event", show=False, id="replay.next"),
+        Binding("plus", "replay('faster', 1)", "Faster", show=False, id="replay.faster", priority=True),
+        Binding("minus", "replay('faster', -1)", "Slower", show=False, id="replay.slower", priority=True),
+        Binding("g", "replay('ask')", "Go to a time", show=False, id="replay.go", priority=True),
         Binding("exclamation_mark", "read_only", "Read-only on and off", show=False, id="read_only"),
     ]
 
@@ -374,9 +389,57 @@ class Console(App[None]):
 
     def action_read_only(self) -> None:
         self.is_read_only = not self.is_read_only
-        self.notify("read-only: nothing can be changed" if self.is_read_only else "changes are possible again", timeout=3)
+        self.notify(
+            "read-only: nothing can be changed" if self.is_read_only else "changes are possible again", timeout=3
+        )
         if isinstance(self.screen, Overview):
             self.screen.refresh_keys()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Replay's keys work in a replay only, and not while something is typed."""
+        if action == "replay":
+            return (
+                hasattr(self.feed, "skip") and self.screen is self.base_screen and not isinstance(self.focused, Input)
+            )
+        return super().check_action(action, parameters)
+
+    def action_replay(self, what: str, by: int = 0) -> None:
+        """A key of the replay."""
+        from .replay import ReplayFeed
+
+        feed = self.feed
+        if not isinstance(feed, ReplayFeed):
+            return
+        match what:
+            case "toggle":
+                feed.toggle()
+            case "skip":
+                feed.skip(by)
+            case "step":
+                feed.is_paused = True
+                feed.skip(by)
+            case "to_event":
+                feed.to_event(by)
+            case "faster":
+                feed.faster(by)
+            case "ask":
+                self._ask_time(feed)
+
+    def _ask_time(self, feed: ReplayFeed) -> None:
+        screen = self.base_screen
+
+        def done(text: str | None) -> None:
+            if isinstance(screen, Overview):
+                screen.pane(screen.zoom or 1).focus()
+            if not text:
+                return
+            try:
+                feed.to_time(text)
+            except ValueError:
+                self.notify(f"{text} is no time: write 12:04:31 or +12m", severity="error")
+
+        if isinstance(screen, Overview):
+            screen.ask("go to", "", None, done)
 
     def theme_names(self) -> list[str]:
         return list(themes.SHORT_NAMES)

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 try:
     from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
-
     from textual.app import App
 
-    _IS_KNOWN = callable(getattr(App, "_display", None)) and callable(getattr(CompositorUpdate, "render_segments", None))
+    _IS_KNOWN = callable(getattr(App, "_display", None)) and callable(
+        getattr(CompositorUpdate, "render_segments", None)
+    )
 except ImportError:  # pragma: no cover - a Textual whose private names have gone
     _IS_KNOWN = False
 

@@ -28,14 +28,14 @@ def choices(field: Field, view: View, values: Mapping[str, Any]) -> tuple[Choice
         case "model":
             return tuple(Choice(m.name, f"{figures.size(m.size)} {m.state.word}") for m in view.models)
         case "service":
-            return tuple(
-                Choice(s.name, f"{s.model} {s.phase.value}") for m in view.models for s in m.services
-            )
+            return tuple(Choice(s.name, f"{s.model} {s.phase.value}") for m in view.models for s in m.services)
         case "device":
             found = [_device(d, view, values) for d in view.devices]
             return tuple(sorted(found, key=lambda c: c.lacking != ""))
         case "node":
-            return tuple(Choice(n.name, n.state.word, "" if n.state.word == "ready" else n.state.word) for n in view.nodes)
+            return tuple(
+                Choice(n.name, n.state.word, "" if n.state.word == "ready" else n.state.word) for n in view.nodes
+            )
         case "chunk":
             return tuple(Choice(c.id, f"{c.kind} {figures.size(c.size)}") for c in view.chunks)
         case "task":
@@ -96,7 +96,11 @@ def _serve(view: View, values: Mapping[str, Any]) -> str:
     places = values.get("device") or values.get("devices") or []
     where = " ".join(places) if places else "a device that the host picks"
     loads = [s.load_s for s in model.services if s.load_s is not None]
-    basis = f", {figures.seconds(sum(loads) / len(loads))} from {len(loads)} loads" if loads else ", load time not known yet"
+    basis = (
+        f", {figures.seconds(sum(loads) / len(loads))} from {len(loads)} loads"
+        if loads
+        else ", load time not known yet"
+    )
     if len(loads) == 1:
         basis = basis.replace("1 loads", "1 load")
     size = figures.size(model.size) if model.size else "a size not known yet"

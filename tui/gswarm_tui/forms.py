@@ -197,7 +197,9 @@ class Form(ModalScreen[Any]):
             mark = "+" if i == at else ""
             tone = "faint" if choice.lacking else "text"
             note = choice.lacking or choice.note
-            lines.append(((f"{choice.value:<20.40}", f"{tone}{mark}"), (f" {note}", "faint" if choice.lacking else "dim")))
+            lines.append(
+                ((f"{choice.value:<20.40}", f"{tone}{mark}"), (f" {note}", "faint" if choice.lacking else "dim"))
+            )
         hidden = len(found) - first - MOST_CHOICES
         board.put(tuple(lines), subtitle=f"{hidden} more" if hidden > 0 else "")
 

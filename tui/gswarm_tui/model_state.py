@@ -412,10 +412,11 @@ _OPEN = (TaskPhase.WAITING, TaskPhase.READY, TaskPhase.RUNNING, TaskPhase.BACKOF
 
 
 def _tasks(snapshot: Snapshot, hue_of: Mapping[str, int]) -> tuple[TaskView, ...]:
-    planned: dict[str, tuple[Block, str]] = {}
+    planned: dict[str, tuple[Block | None, str]] = {}
     for lane in snapshot.lanes.values():
-        for block in lane.blocks:
-            planned.update(dict.fromkeys(block.task_ids, (block, lane.alias)))
+        for run in lane.blocks:
+            here: tuple[Block | None, str] = (run, lane.alias)
+            planned.update(dict.fromkeys(run.task_ids, here))
     alias = {d.id: d.alias for d in snapshot.devices.values()}
     bound = snapshot.plan.wait_bound_s if snapshot.plan else 0.0
     views = []
@@ -453,7 +454,9 @@ def _tasks(snapshot: Snapshot, hue_of: Mapping[str, int]) -> tuple[TaskView, ...
 
 def _task_order(view: TaskView) -> tuple[int, int, float, int, int]:
     task = view.task
-    group = 3 if view.is_running else 0 if view.blocked and task.phase is TaskPhase.READY else 1 if not view.blocked else 2
+    group = (
+        3 if view.is_running else 0 if view.blocked and task.phase is TaskPhase.READY else 1 if not view.blocked else 2
+    )
     starts = view.starts.timestamp() if view.starts else 4e12
     number = int(task.id) if task.id.isdigit() else 0
     return group, _PRIORITY.index(task.priority) if group == 0 else 0, starts, _PRIORITY.index(task.priority), number

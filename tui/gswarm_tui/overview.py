@@ -28,6 +28,7 @@ from .widgets.line import Line
 from .widgets.prompt import Prompt
 from .widgets.spans import Span
 from .widgets.table import Table
+from .widgets.timeline import timeline
 from .widgets.totals import totals
 
 if TYPE_CHECKING:
@@ -43,10 +44,7 @@ class Overview(Screen[None]):
     app: Console
     AUTO_FOCUS = "#pane-1"
     BINDINGS: ClassVar[list[BindingType]] = [
-        *(
-            Binding(str(n), f"zoom({n})", f"{TITLES.get(n, 'Overview')}", show=False, id=f"pane.{n}")
-            for n in range(8)
-        ),
+        *(Binding(str(n), f"zoom({n})", f"{TITLES.get(n, 'Overview')}", show=False, id=f"pane.{n}") for n in range(8)),
         Binding("escape", "back", "Back", show=False, id="back"),
         Binding("slash", "filter", "Filter", show=False, id="filter"),
         Binding("tab", "app.focus_next", "Next pane", show=False, id="pane.next"),
@@ -75,6 +73,7 @@ class Overview(Screen[None]):
             yield NodesPane(paint, keys(NodesPane))
             yield EventsPane(paint, keys(EventsPane))
         yield Static(id="too-small")
+        yield Line(paint, id="timeline")
         yield Echo(paint, id="echo")
         yield Prompt(id="prompt")
         yield Keys(paint, id="keys")
@@ -109,7 +108,11 @@ class Overview(Screen[None]):
         self.view = view
         if not self.is_ready:
             return
-        if before is None or _device_rows(before) != _device_rows(view):
+        if (
+            before is None
+            or (before.replay is None) != (view.replay is None)
+            or _device_rows(before) != _device_rows(view)
+        ):
             self._arrange()
         self._show_lines()
         for pane in self.query(Pane):
@@ -122,6 +125,9 @@ class Overview(Screen[None]):
             return
         left, right = totals(self.view.totals, self.size.width, self.view.replay)
         self.query_one("#totals", Line).put(left, right)
+        if (replay := self.view.replay) is not None:
+            now = self.view.totals.now
+            self.query_one("#timeline", Line).put(timeline(replay, now, self.size.width - 2))
         tabs: list[Span] = []
         for number, title in TITLES.items():
             shown = self.zoom or 1
@@ -131,7 +137,9 @@ class Overview(Screen[None]):
 
     def _arrange(self) -> None:
         rows = _device_rows(self.view) if self.view else 8
-        plan = arrange(self.size.width, self.size.height, self.zoom, rows)
+        replayed = self.view is not None and self.view.replay is not None
+        self.query_one("#timeline").display = replayed
+        plan = arrange(self.size.width, self.size.height - replayed, self.zoom, rows)
         note = self.query_one("#too-small", Static)
         note.display = plan.too_small
         for widget in ("#totals", "#panes", "#keys"):
@@ -256,4 +264,3 @@ class Overview(Screen[None]):
 
 def _device_rows(view: View) -> int:
     return sum(max(1, len(node.devices)) for node in view.nodes) or 4
-

@@ -14,7 +14,6 @@ from gswarm.profiler.types import Session
 from gswarm.queue.types import Lane, Plan, Task, Workflow
 
 
-
 class Link(Enum):
     """How the console stands with what it reads."""
 
@@ -38,11 +37,14 @@ class Replay:
     """Events per equal share of the time line."""
 
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything a tick of the console is drawn from; nothing in it changes afterwards."""
 
-    now: datetime = datetime.min.replace(tzinfo=UTC)
+    now: datetime = _NEVER
     link: Link = Link.CONNECTING
     age_s: float | None = None
     """Seconds since the host was last heard; None: never."""

@@ -175,7 +175,7 @@ class Paint:
         if name == "title":
             return Style(color=Color.parse(p.strong), bgcolor=background, bold=True)
         color = Color.parse(getattr(p, "faint" if name == "load" else name))
-        is_dim = self.form is Form.MONO and name in ("dim", "faint", "track", "load") or (
+        is_dim = (self.form is Form.MONO and name in ("dim", "faint", "track", "load")) or (
             self.form is Form.ANSI and name == "dim"
         )
         return Style(color=color, bgcolor=background, bold=True if name == "strong" else None, dim=is_dim or None)

@@ -18,8 +18,8 @@ from ..model_state import MEMORY, POWER, TEMPERATURE, UTIL, DeviceView, View, pi
 from ..widgets.board import Board
 from ..widgets.lanes import axis, initials, lane
 from ..widgets.ledger import Part, ledger, total_line
-from ..widgets.sparkline import rows as sparkline
 from ..widgets.spans import Span, Spans, width
+from ..widgets.sparkline import rows as sparkline
 from ..widgets.table import Column, Content, Row
 from .page import Listing, Page
 
@@ -54,7 +54,9 @@ def chosen(values: Mapping[str, float], reasons: Mapping[str, str]) -> list[Gaug
     return sorted((given + rest)[:4], key=GAUGES.index)
 
 
-def parts_of(device: DeviceView, services: Sequence[Service], sizes: Mapping[str, int], hues: Mapping[str, int]) -> list[Part]:
+def parts_of(
+    device: DeviceView, services: Sequence[Service], sizes: Mapping[str, int], hues: Mapping[str, int]
+) -> list[Part]:
     """The ledger: our services first, then what else is in use, then what is free; they add up to the total."""
     ours = [s for s in services if s.memory_bytes and s.phase is not ServicePhase.STOPPED]
     parts: list[Part] = []
@@ -85,7 +87,7 @@ class DevicePage(Page):
 
     domain: ClassVar[str] = "device"
     AUTO_FOCUS = "#ran"
-    deed_keys = {"s": "model serve", "P": "profiler start"}  # noqa: RUF012
+    deed_keys: ClassVar[dict[str, str]] = {"s": "model serve", "P": "profiler start"}
 
     def body(self) -> Iterable[Widget]:
         yield Horizontal(*(Board(self.app.paint, "", id=f"gauge-{i}") for i in range(4)), id="gauges")
@@ -95,7 +97,6 @@ class DevicePage(Page):
         )
         yield Board(self.app.paint, "next in plan", id="next")
         yield Listing(self, "ran here", id="ran")
-
 
     def _device(self, view: View) -> DeviceView | None:
         return next((d for d in view.devices if d.id == self.subject), None)

@@ -74,7 +74,7 @@ class TaskPage(Page):
 
     domain: ClassVar[str] = "task"
     AUTO_FOCUS = "#verdicts"
-    deed_keys = {  # noqa: RUF012
+    deed_keys: ClassVar[dict[str, str]] = {
         "s": "model serve", "c": "queue cancel", "R": "queue retry", "P": "queue priority", "H": "queue hold",
     }  # fmt: skip
 
@@ -136,7 +136,11 @@ class TaskPage(Page):
             tone = Tone.FAILED.value if task.phase is TaskPhase.FAILED else "strong"
             head = ((f"{task.phase.value} ", tone), (task.detail, "text"))
         elif task.phase is TaskPhase.WAITING:
-            head = (("waiting", "text"), (", because ", "dim"), (f"it comes after {' '.join(task.depends_on)}", "strong"))
+            head = (
+                ("waiting", "text"),
+                (", because ", "dim"),
+                (f"it comes after {' '.join(task.depends_on)}", "strong"),
+            )
         elif reason:
             head = (("waiting", "text"), (", because ", "dim"), (reason, "strong"))
         elif yes is not None:
@@ -217,13 +221,17 @@ class TaskPage(Page):
         form = self.app.paint().form
         lines: list[Spans] = [((" " * name, "text"), *axis(cells, cell_s))]
         for v in nearest:
-            lines.append(((f"{v.device.alias:<{name}}", "text"), *lane(v.device.blocks, now, cells, cell_s, short, form)))
+            lines.append(
+                ((f"{v.device.alias:<{name}}", "text"), *lane(v.device.blocks, now, cells, cell_s, short, form))
+            )
         if yes is not None and yes.starts is not None:
             at = max(0, int(yes.starts // cell_s) - int(now // cell_s))
             with_ids = next((b.task_ids for b in yes.device.blocks if task.id in b.task_ids), ())
             others = " ".join(i for i in with_ids if i != task.id)
             text = "▲ starts here" + (f", in batch with {others}" if others else "")
-            lines.append(((f"{task.id:<{name}}", "key"), (" " * min(at, max(0, cells - len(text))), "text"), (text, "key")))
+            lines.append(
+                ((f"{task.id:<{name}}", "key"), (" " * min(at, max(0, cells - len(text))), "text"), (text, "key"))
+            )
         elif not nearest:
             lines = [(("nothing is planned", "dim"),)]
         board.put(tuple(lines), is_stale=view.is_stale)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 
 from .. import figures
 from ..layout import LANES
 from ..model_state import DeviceView, NodeView, View
 from ..widgets.gauge import bar
 from ..widgets.lanes import axis, initials, lane, zoomed
-from ..widgets.sparkline import cell
 from ..widgets.spans import Span, Spans
+from ..widgets.sparkline import cell
 from ..widgets.table import Column, Content, Row
 from .base import Pane
 
@@ -51,13 +52,17 @@ class DevicesPane(Pane):
     number = 1
     title = "Devices and plan"
     domain = "device"
-    extra_keys = {"s": "model serve", "P": "profiler start"}  # noqa: RUF012
+    extra_keys: ClassVar[dict[str, str]] = {"s": "model serve", "P": "profiler start"}
     detail = "device show"
     filter_field = "alias"
     listing = "device list"
     kind = "device"
-    empty = ("no devices yet; start an agent on a machine", "$ gswarm client connect HOST:8090", "$ gswarm up --simulate 8xH100")
-    BINDINGS = [  # noqa: RUF012
+    empty = (
+        "no devices yet; start an agent on a machine",
+        "$ gswarm client connect HOST:8090",
+        "$ gswarm up --simulate 8xH100",
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("less_than_sign", "zoom(-1)", "Zoom in", show=False, id="lanes.zoom_in"),
         Binding("greater_than_sign", "zoom(1)", "Zoom out", show=False, id="lanes.zoom_out"),
     ]
@@ -86,7 +91,10 @@ class DevicesPane(Pane):
             Column("", 4, "right", gap=0),
         ]
         if wide:
-            columns += [Column(memory, 5, gap=1, heading=((memory[:5], "dim"),)), Column("", 4, "right", gap=0, heading=((memory[5:].ljust(4)[:4], "dim"),))]
+            columns += [
+                Column(memory, 5, gap=1, heading=((memory[:5], "dim"),)),
+                Column("", 4, "right", gap=0, heading=((memory[5:].ljust(4)[:4], "dim"),)),
+            ]
         else:
             columns += [Column(memory, 8, "right", gap=1)]
         columns += [Column(watts, 7, "right", gap=0)]
@@ -101,7 +109,9 @@ class DevicesPane(Pane):
         columns, cells = self.columns_for(view, width)
         short = initials(b.model for d in view.devices for b in d.blocks)
         cursor = self.cursor_key or ""
-        cursor_node = next((n.name for n in view.nodes if cursor == f"node/{n.name}" or any(d.id == cursor for d in n.devices)), "")
+        cursor_node = next(
+            (n.name for n in view.nodes if cursor == f"node/{n.name}" or any(d.id == cursor for d in n.devices)), ""
+        )
         closed = folded(view.nodes, max(1, height - 1), cursor_node, frozenset())
         now = view.totals.now.timestamp()
         rows: list[Row] = []

@@ -37,7 +37,9 @@ class QueuePane(Pane):
             running = sum(t.is_running for t in view.tasks)
             blocked = sum(bool(t.blocked) for t in view.tasks)
             counts = (len(view.tasks) - running - blocked, running, blocked)
-        subtitle = " · ".join(f"{n} {word}" for n, word in zip(counts, ("ready", "running", "blocked"), strict=True) if n)
+        subtitle = " · ".join(
+            f"{n} {word}" for n, word in zip(counts, ("ready", "running", "blocked"), strict=True) if n
+        )
         return Content(tuple(columns), tuple(self._row(t, has_who) for t in view.tasks), subtitle=subtitle)
 
     def _row(self, t: TaskView, has_who: bool) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from gswarm.profiler.types import Session, SessionPhase
 
 from .. import figures
@@ -24,7 +26,12 @@ class SessionsPane(Pane):
     number = 5
     title = "Sessions"
     domain = "profiler"
-    extra_keys = {"n": "profiler start", "x": "profiler stop", "m": "profiler mark", "E": "profiler export"}  # noqa: RUF012
+    extra_keys: ClassVar[dict[str, str]] = {
+        "n": "profiler start",
+        "x": "profiler stop",
+        "m": "profiler mark",
+        "E": "profiler export",
+    }
     detail = "profiler info"
     listing = "profiler list"
     kind = "session"

@@ -16,8 +16,8 @@ def cell(percent: float | None) -> str:
 
 def rows(values: Sequence[float | None], cells: int, top: float, height: int = 2) -> list[str]:
     """`values`, newest last, right aligned in `cells` columns and `height` rows of eighth blocks; NA is a gap."""
-    shown = list(values)[-cells:] if cells > 0 else []
-    shown = [None] * (cells - len(shown)) + shown
+    shown: list[float | None] = list(values)[-cells:] if cells > 0 else []
+    shown = [*[None] * (cells - len(shown)), *shown]
     heights = [
         None if v is None else max(1, min(8 * height, round(8 * height * v / top))) if top > 0 else 1 for v in shown
     ]
