@@ -416,8 +416,7 @@ class Console(App[None]):
             case "skip":
                 feed.skip(by)
             case "step":
-                feed.is_paused = True
-                feed.skip(by)
+                feed.step(by)
             case "to_event":
                 feed.to_event(by)
             case "faster":
@@ -426,6 +425,8 @@ class Console(App[None]):
                 self._ask_time(feed)
 
     def _ask_time(self, feed: ReplayFeed) -> None:
+        from gswarm.errors import GswarmError
+
         screen = self.base_screen
 
         def done(text: str | None) -> None:
@@ -435,8 +436,8 @@ class Console(App[None]):
                 return
             try:
                 feed.to_time(text)
-            except ValueError:
-                self.notify(f"{text} is no time: write 12:04:31 or +12m", severity="error")
+            except GswarmError as error:
+                self.notify(str(error), severity="error")
 
         if isinstance(screen, Overview):
             screen.ask("go to", "", None, done)

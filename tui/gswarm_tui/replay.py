@@ -27,14 +27,18 @@ BINS = 120
 class RecordingLike(Protocol):
     """What a replay needs of a recording."""
 
-    name: str
-    start: datetime
-    end: datetime
-    events: Sequence[Event]
-
-    async def state_at(self, time: datetime) -> MirrorLike:
-        """Everything as it stood at `time`."""
-        ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def start(self) -> datetime: ...
+    @property
+    def end(self) -> datetime: ...
+    @property
+    def time(self) -> datetime: ...
+    def events(self) -> Sequence[Event]: ...
+    def seek(self, when: datetime) -> None: ...
+    def step(self, ticks: int) -> None: ...
+    def mirror(self) -> AbstractAsyncContextManager[MirrorLike]: ...
 
 
 class ReplayFeed:
@@ -42,7 +46,7 @@ class ReplayFeed:
 
     can_act = False
 
-    def __init__(self, recording: RecordingLike, close: AbstractAsyncContextManager[Any] | None = None) -> None:
+    def __init__(self, recording: RecordingLike) -> None:
         self.recording = recording
         self.host = f"recording {recording.name}"
         self.position = recording.start
@@ -53,7 +57,8 @@ class ReplayFeed:
         whole = max(1e-9, (recording.end - recording.start).total_seconds())
         density = [0] * BINS
         marks: list[tuple[float, str]] = []
-        for event in recording.events:
+        events = recording.events()
+        for event in events:
             if event.time is None:
                 continue
             share = (event.time - recording.start).total_seconds() / whole
@@ -64,7 +69,7 @@ class ReplayFeed:
                 elif event.severity is Severity.ERROR:
                     marks.append((share, "alarm"))
         self._density, self._marks = tuple(density), tuple(marks)
-        self._times = sorted(e.time for e in recording.events if e.time is not None)
+        self._times = sorted(e.time for e in events if e.time is not None)
 
     @property
     def replay(self) -> Replay:
@@ -75,21 +80,27 @@ class ReplayFeed:
     async def run(self, show: Callable[[Snapshot], None]) -> None:
         loop = asyncio.get_running_loop()
         last = loop.time()
-        while True:
-            self._mirror = await self.recording.state_at(self.position)
-            show(capture(self._mirror, host=self.host, now=self.position, replay=self.replay))
-            self._moved.clear()
-            try:
-                async with asyncio.timeout(None if self.is_paused else FRAME_S):
-                    await self._moved.wait()
-            except TimeoutError:
-                pass
-            now = loop.time()
-            if not self.is_paused:
-                self._go(self.position + timedelta(seconds=(now - last) * self.speed))
-                if self.position >= self.recording.end:
-                    self.is_paused = True
-            last = now
+        async with self.recording.mirror() as mirror:
+            self._mirror = mirror
+            while True:
+                self._moved.clear()
+                show(await asyncio.to_thread(self._taken, mirror))  # seeking far back reads much
+                try:
+                    async with asyncio.timeout(None if self.is_paused else FRAME_S):
+                        await self._moved.wait()
+                except TimeoutError:
+                    pass
+                now = loop.time()
+                if not self.is_paused:
+                    self._go(self.position + timedelta(seconds=(now - last) * self.speed))
+                    if self.position >= self.recording.end:
+                        self.is_paused = True
+                last = now
+
+    def _taken(self, mirror: MirrorLike) -> Snapshot:
+        position = self.position
+        self.recording.seek(position)
+        return capture(mirror, host=self.host, now=position, replay=self.replay)
 
     # The clock
 
@@ -128,22 +139,18 @@ class ReplayFeed:
             self.is_paused = True
             self.seek(target)
 
+    def step(self, ticks: int) -> None:
+        """Pause, and move by recorded moments."""
+        self.is_paused = True
+        self.recording.seek(self.position)
+        self.recording.step(ticks)
+        self.seek(self.recording.time)
+
     def to_time(self, text: str) -> None:
-        """Go to a clock time of the recording ("12:04:31", "12:04") or into it ("+12m", "+90s"). ValueError if neither."""
-        text = text.strip()
-        if text.startswith("+"):
-            unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
-            number = text[1:-1] if unit else text[1:]
-            self.seek(self.recording.start + timedelta(seconds=float(number) * (unit or 1)))
-            return
-        parts = [int(part) for part in text.split(":")]
-        if not 2 <= len(parts) <= 3:
-            raise ValueError(text)
-        hour, minute, second = (*parts, 0)[:3]
-        local = self.recording.start.astimezone().replace(hour=hour, minute=minute, second=second, microsecond=0)
-        if local < self.recording.start.astimezone().replace(microsecond=0):
-            local += timedelta(days=1)
-        self.seek(local)
+        """Go to a time of the recording ("12:04:31") or into it ("+12m"). Raises InvalidError."""
+        from gswarm.profiler.recording import parse_at
+
+        self.seek(parse_at(text.strip(), self.recording.start, self.recording.end))
 
     # A recording changes nothing
 
@@ -162,6 +169,6 @@ class ReplayFeed:
     @classmethod
     def open(cls, path: Path) -> ReplayFeed:
         """Open a recording's directory. Raises GswarmError when it is none."""
-        from gswarm.profiler.recording import open_recording
+        from gswarm.profiler.recording import Recording
 
-        return cls(open_recording(path))
+        return cls(Recording.open(path))

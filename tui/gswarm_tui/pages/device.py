@@ -40,9 +40,10 @@ class Gauge:
 GAUGES = (
     Gauge("util", UTIL, "%"),
     Gauge("tensor", ("tensor_percent", "tensor_active_percent"), "%"),
-    Gauge("DRAM bandwidth", ("dram_percent", "dram_active_percent", "memory_util_percent", "mem_util_percent"), "%"),
+    Gauge("DRAM bandwidth", ("dram_percent", "dram_active_percent"), "%"),
     Gauge("power", POWER, "W", 0.001),
     Gauge("memory", MEMORY, "GiB", 1 / 2**30),
+    Gauge("memory busy", ("memory_util_percent",), "%"),
     Gauge("temperature", TEMPERATURE, "°C"),
 )
 
@@ -55,7 +56,11 @@ def chosen(values: Mapping[str, float], reasons: Mapping[str, str]) -> list[Gaug
 
 
 def parts_of(
-    device: DeviceView, services: Sequence[Service], sizes: Mapping[str, int], hues: Mapping[str, int]
+    device: DeviceView,
+    services: Sequence[Service],
+    sizes: Mapping[str, int],
+    hues: Mapping[str, int],
+    foreign: int | None = None,
 ) -> list[Part]:
     """The ledger: our services first, then what else is in use, then what is free; they add up to the total."""
     ours = [s for s in services if s.memory_bytes and s.phase is not ServicePhase.STOPPED]
@@ -76,8 +81,11 @@ def parts_of(
     if known > used:  # reports of different moments: the smaller sum is the device's own
         parts = [Part(p.name, p.detail, p.count * used // known if known else 0, p.hue) for p in parts]
         known = sum(p.count for p in parts)
-    if used > known:
-        parts.append(Part("other", "not ours" if ours else "in use", used - known))
+    outside = min(foreign or 0, used - known)
+    if outside:
+        parts.append(Part("foreign", "processes that are not ours", outside))
+    if rest := used - known - outside:
+        parts.append(Part("other", "driver and not told apart" if ours or outside else "in use", rest))
     parts.append(Part("free", "", max(0, device.memory_total - used), is_free=True))
     return parts
 
@@ -137,7 +145,9 @@ class DevicePage(Page):
         snapshot = self.app.snapshot
         services = [s for s in snapshot.services.values() if d.id in s.device_ids]
         hue_of = {m.name: m.hue for m in view.models if m.hue is not None}
-        parts = parts_of(d, services, {m.name: m.size for m in view.models}, hue_of)
+        known = snapshot.samples.get(d.id, {}).get("foreign_memory_bytes")
+        foreign = None if known is None else int(known)
+        parts = parts_of(d, services, {m.name: m.size for m in view.models}, hue_of, foreign)
         board = self.query_one("#ledger", Board)
         if d.memory is None:
             reason = next((r for m, r in snapshot.reasons.get(d.id, {}).items() if m in MEMORY), "no sample yet")
