@@ -109,6 +109,7 @@ _OTHER_VARIABLES = frozenset(
         "BACKENDS_DIR",
         "DIFF",
         "SERVICE",
+        "AGENT_DIR",
         "SIMULATED_SPEED",
         "TOKEN_FILE",
         "CONFIG",

@@ -6,9 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +15,7 @@ import grpc.aio
 
 from gswarm import net
 from gswarm.client.outbox import Outbox
+from gswarm.client.ring import Ring
 from gswarm.errors import (
     ForbiddenError,
     GswarmError,
@@ -29,56 +28,9 @@ from gswarm.v1 import agent_pb2, profiler_pb2
 from gswarm.v1.agent_pb2_grpc import AgentStub
 
 log = logging.getLogger("gswarm.agent")
-RING_BYTES = 64 << 20
 PROGRESS_S = 0.5
 BACKOFF_S = (0.2, 3.0)
 FINAL = (ForbiddenError, InvalidError, RefusedError, UnauthenticatedError)
-
-
-@dataclass(slots=True)
-class _Tick:
-    message: profiler_pb2.SampleTick
-    size: int
-    sent: int = 0
-    """Position in the order of sending on this connection; 0: not sent on it yet."""
-
-
-@dataclass(slots=True)
-class Ring:
-    """Samples that are not acknowledged; the oldest fall out, and a mark says how many."""
-
-    limit: int = RING_BYTES
-    ticks: deque[_Tick] = field(default_factory=deque)
-    size: int = 0
-    dropped: int = 0
-
-    def add(self, message: profiler_pb2.SampleTick) -> None:
-        """Keep a tick."""
-        message.gap, self.dropped = message.gap + self.dropped, 0
-        tick = _Tick(message, message.ByteSize() + 64)
-        self.ticks.append(tick)
-        self.size += tick.size
-        while self.size > self.limit and len(self.ticks) > 1:
-            gone = self.ticks.popleft()
-            self.size -= gone.size
-            # The gap is told by the oldest that is left.
-            self.ticks[0].message.gap += gone.message.gap + 1
-
-    def next(self) -> _Tick | None:
-        """What to send now: the newest that was not sent on this connection."""
-        return next((tick for tick in reversed(self.ticks) if not tick.sent), None)
-
-    def acknowledge(self, seq: int) -> None:
-        """Drop the tick numbered `seq` and all sent before it."""
-        order = next((tick.sent for tick in self.ticks if tick.message.seq == seq), 0)
-        kept = deque(tick for tick in self.ticks if not tick.sent or tick.sent > order)
-        self.size = sum(tick.size for tick in kept)
-        self.ticks = kept
-
-    def reconnected(self) -> None:
-        """Nothing is known to have arrived."""
-        for tick in self.ticks:
-            tick.sent = 0
 
 
 class Link:
@@ -108,6 +60,7 @@ class Link:
         self.welcome: agent_pb2.Welcome | None = None
         """What the host said last; None before the first attach."""
         self.attached = asyncio.Event()
+        self.detached = asyncio.Event()
         self.attaches = 0
 
     # What workers say
@@ -181,6 +134,7 @@ class Link:
                     raise
             finally:
                 self.attached.clear()
+                self.detached.set()
             if not resilient:
                 raise UnreachableError(
                     f"the host at {self._address} went away", why=reason, next="use --resilient to wait for it"
@@ -199,6 +153,8 @@ class Link:
             if not isinstance(first, agent_pb2.AttachResponse) or first.WhichOneof("body") != "welcome":
                 await _raise_status(call, self._address)
                 raise UnreachableError(f"{self._address} does not answer like a gswarm host")
+            # What was applied although its acknowledgement was lost in the cut.
+            await asyncio.to_thread(self._outbox.delete, first.welcome.report_seq)
             self._start_over(first.welcome)
             self._receive(first)
             async with asyncio.TaskGroup() as group:
@@ -219,6 +175,9 @@ class Link:
             raise net.unreachable(self._address, f"no answer for {deadline:g} s") from None
         except grpc.aio.AioRpcError as error:
             net.raise_error(error, self._address)
+        except (asyncio.InvalidStateError, grpc.aio.UsageError):
+            await _raise_status(call, self._address)
+            raise UnreachableError(f"the stream to {self._address} broke") from None
         except BaseExceptionGroup as group_error:
             for inner in group_error.exceptions:
                 if isinstance(inner, grpc.aio.AioRpcError):
@@ -243,6 +202,7 @@ class Link:
             self._say(agent_pb2.AttachRequest(schema=self._schema))
         self._wake_reports.set()
         self._wake_ticks.set()
+        self.detached.clear()
         self.attached.set()
         log.info("attached to %s", self._address)
 
@@ -280,14 +240,11 @@ class Link:
                     sent = report.seq
 
     async def _send_ticks(self) -> None:
-        order = 0
         while True:
             await self._wake_ticks.wait()
             self._wake_ticks.clear()
-            while tick := self._ring.next():
-                order += 1
-                tick.sent = order
-                await self._out.put(agent_pb2.AttachRequest(tick=tick.message))
+            while (tick := self._ring.next()) is not None:
+                await self._out.put(agent_pb2.AttachRequest(tick=tick))
 
     async def _beat(self, interval: float) -> None:
         due = 0.0
@@ -322,8 +279,7 @@ class Link:
         self._say(agent_pb2.AttachRequest(goodbye=agent_pb2.Goodbye(reason=reason)))
         try:
             async with asyncio.timeout(2.0):
-                while self.attached.is_set():
-                    await asyncio.sleep(0.02)
+                await self.detached.wait()
         except TimeoutError:
             pass
 

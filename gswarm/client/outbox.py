@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sqlite3
 import threading
 import uuid
@@ -10,7 +12,10 @@ from pathlib import Path
 
 from gswarm.v1 import agent_pb2
 
+log = logging.getLogger("gswarm.agent")
 BATCH = 256
+RETRY_S = 1.0
+"""Pause before a write that failed (a full disk) is tried again; what is to be written waits in memory."""
 
 
 class Outbox:
@@ -56,11 +61,28 @@ class Outbox:
                 batch, self._pending = self._pending, []
                 if not batch:
                     return
-            with self._lock:
+            try:
+                self._write(batch)
+            except sqlite3.Error as error:
+                log.error("reports cannot be written: %s; %d wait in memory", error, len(batch))
+                with self._wake:
+                    self._pending = batch + self._pending
+                    if self._closing:
+                        return
+                    self._wake.wait(RETRY_S)
+            else:
+                self._written()
+
+    def _write(self, batch: list[agent_pb2.Report]) -> None:
+        with self._lock:
+            try:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.executemany("INSERT INTO reports (body) VALUES (?)", [(r.SerializeToString(),) for r in batch])
                 self._db.execute("COMMIT")
-            self._written()
+            except sqlite3.Error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     def after(self, seq: int) -> list[agent_pb2.Report]:
         """The next reports behind `seq`, in order, at most 256. Blocks briefly."""
@@ -83,7 +105,7 @@ class Outbox:
 
     def delete(self, seq: int) -> None:
         """Drop what the host has applied. Losing this in a crash only repeats reports it knows."""
-        with self._lock:
+        with self._lock, contextlib.suppress(sqlite3.Error):
             self._db.execute("DELETE FROM reports WHERE seq <= ?", (seq,))
 
     def close(self) -> None:
