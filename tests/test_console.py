@@ -100,6 +100,17 @@ async def test_what_each_size_shows(width: int, height: int, there: tuple[str, .
         assert not any(word in (shown if word[0].isdigit() else first) for word in gone if word != "°C")
 
 
+async def test_enter_opens_a_folded_node_and_its_first_device_has_the_cursor() -> None:
+    async with console(80, 24) as (app, _, pilot):
+        pane = app.screen.query_one("#pane-1", Table)
+        await pilot.press("end")
+        assert pane.cursor_key == "node/n4"
+        await pilot.press("enter")
+        await pilot.pause()
+        assert pane.cursor_key == "SIM-4-0"
+        assert "n4:gpu7" in text(app) and "▸ n1" in text(app)
+
+
 async def test_too_small_says_so_and_comes_back() -> None:
     async with console(50, 12) as (app, _, pilot):
         assert "60x16" in text(app)
@@ -495,9 +506,9 @@ def test_nodes_fold_until_all_fit_and_the_cursors_stays_open() -> None:
 
     swarm = FakeSwarm(6, 8)
     nodes = build(capture(swarm.data, host="h", now=swarm.now)).nodes
-    assert folded(nodes, 48, "n1", frozenset()) == set()
-    assert folded(nodes, 20, "n5", frozenset()) == {"n2", "n3", "n4", "n6"}
-    assert folded(nodes, 6, "", frozenset()) == {n.name for n in nodes}
+    assert folded(nodes, 48, "n1") == set()
+    assert folded(nodes, 20, "n5") == {"n2", "n3", "n4", "n6"}
+    assert folded(nodes, 6, "") == {n.name for n in nodes}
 
 
 def test_model_hues_follow_first_service() -> None:

@@ -33,11 +33,11 @@ def caps(devices: tuple[DeviceView, ...]) -> Caps:
     return Caps(memory.pop() if len(memory) == 1 else None, watts.pop() if len(watts) == 1 else None)
 
 
-def folded(nodes: tuple[NodeView, ...], room: int, cursor_node: str, opened: frozenset[str]) -> set[str]:
+def folded(nodes: tuple[NodeView, ...], room: int, cursor_node: str) -> set[str]:
     """Names of the nodes that fold so that every device is on screen: the cursor's stays open first, then in order."""
     closed = {node.name for node in nodes if node.devices}
     used = len(nodes)
-    order = sorted((n for n in nodes if n.devices), key=lambda n: (n.name != cursor_node, n.name not in opened))
+    order = sorted((n for n in nodes if n.devices), key=lambda n: n.name != cursor_node)
     for node in order:
         more = len(node.devices) - 1
         if used + more <= room:
@@ -68,6 +68,19 @@ class DevicesPane(Pane):
     ]
 
     cell_s = 5
+    open_node = ""
+    """The node that stays open: the one the cursor was in last, or that was opened with enter."""
+
+    def action_open(self) -> None:
+        """Enter: a folded node opens, a device shows its page."""
+        key = self.cursor_key or ""
+        if not key.startswith("node/") or self.view is None:
+            super().action_open()
+            return
+        self.open_node = key.removeprefix("node/")
+        self.show(self.view)
+        first = next((d.id for d in self.view.devices if d.node == self.open_node), "")
+        self.move_to_key(first)
 
     def action_zoom(self, step: int) -> None:
         self.cell_s = zoomed(self.cell_s, step)
@@ -109,18 +122,19 @@ class DevicesPane(Pane):
         columns, cells = self.columns_for(view, width)
         short = initials(b.model for d in view.devices for b in d.blocks)
         cursor = self.cursor_key or ""
-        cursor_node = next(
-            (n.name for n in view.nodes if cursor == f"node/{n.name}" or any(d.id == cursor for d in n.devices)), ""
-        )
-        closed = folded(view.nodes, max(1, height - 1), cursor_node, frozenset())
+        self.open_node = next((n.name for n in view.nodes if any(d.id == cursor for d in n.devices)), self.open_node)
+        closed = set() if self.filter_text else folded(view.nodes, max(1, height - 1), self.open_node)
         now = view.totals.now.timestamp()
         rows: list[Row] = []
+        room = max(1, height - 1)
+        spare = room - sum(1 if n.name in closed else max(1, len(n.devices)) for n in view.nodes)
         for node in view.nodes:
-            if node.name in closed:
+            shown = node.devices
+            if node.name in closed:  # the first that folds shows as many of its devices as there is room for
+                shown, spare = node.devices[: max(0, spare)], 0
+            rows += [self._row(view, device, columns, cells, now, short) for device in shown]
+            if node.name in closed or not node.devices:
                 rows.append(self._folded(node, columns, cells))
-                continue
-            for device in node.devices:
-                rows.append(self._row(view, device, columns, cells, now, short))
         folds = [n.name for n in view.nodes if n.name in closed]
         title = f"{self.number} {self.title}"
         if width < 90:

@@ -24,12 +24,12 @@ class QueuePane(Pane):
     def draw(self, view: View, width: int, height: int) -> Content:
         has_who = width >= 48
         task = max(5, *(len(t.id) for t in view.tasks)) if view.tasks else 5
-        model = 10 if width < 48 else 14 if width < 60 else 18
-        rest = width - 1 - task - 1 - model - 1 - 4 - 2 - (9 if has_who else 0)
+        model = 10 if width < 52 else 14 if width < 80 else 20
+        rest = width - 1 - task - 1 - model - 1 - 4 - 2 - (7 if has_who else 0)
         columns = [Column("TASK", task, gap=0), Column("MODEL", model), Column("WAIT", 4, "right")]
         columns.append(Column("STARTS", rest, gap=2))
         if has_who:
-            columns.append(Column("WHO", 8))
+            columns.append(Column("WHO", 6))
         plan = view.plan
         if plan is not None:
             counts = (plan.ready, plan.running, plan.blocked)
