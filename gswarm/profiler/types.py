@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from gswarm.cluster.types import ConditionState, Progress
+
 
 class SessionPhase(Enum):
     """Mirrors the wire enum SessionPhase."""
@@ -38,3 +40,23 @@ class Session:
     detail: str = ""
     actor: str = ""
     generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that was written: where, how many rows, and what of the recording could not be read."""
+
+    path: str
+    rows: int
+    damage: str = ""
+
+
+def session_sealed(asked: Session, now: Session | None) -> Progress:
+    """How far the sealing of a stopped session is."""
+    if now is None:
+        return Progress(ConditionState.FAILED, None, f"session {asked.name} was deleted")
+    if now.phase is SessionPhase.SEALED:
+        return Progress(ConditionState.DONE, 1.0, f"{now.name} is sealed")
+    if now.phase is SessionPhase.STOPPED and now.detail:
+        return Progress(ConditionState.FAILED, None, now.detail)
+    return Progress(ConditionState.PENDING, None, f"{now.name} is being sealed")

@@ -1,0 +1,123 @@
+"""What a person can do with recording sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from gswarm.catalogue import Doc, Ref, Short, action
+from gswarm.cluster.types import Listing
+from gswarm.profiler.types import Exported, Session
+
+if TYPE_CHECKING:
+    from gswarm.swarm import Swarm
+
+
+@action("profiler", "start", key="n", effect="records metrics and everything that happens")
+async def start(
+    swarm: Swarm,
+    *,
+    name: Annotated[str, Doc("name of the session")],
+    interval: Annotated[float, Doc("seconds between samples, 0.1 to 60")] = 1.0,
+    nodes: Annotated[
+        list[str], Ref("node"), Doc("only these nodes; by default all, also those that join later")
+    ] = [],  # noqa: B006
+) -> Session:
+    """Start recording a session.
+
+    Examples:
+        gswarm profiler start --name run-42
+        gswarm profiler start --name fast --interval 0.2 --nodes n1
+    """
+    from gswarm.codec import from_proto
+    from gswarm.v1 import profiler_pb2
+
+    response = await swarm.call(profiler_pb2.StartSessionRequest(name=name, interval_s=interval, nodes=nodes))
+    return from_proto(response.session, Session)
+
+
+@action(
+    "profiler", "stop", key="x", until="gswarm.profiler.types:session_sealed", effect="ends the recording and seals it"
+)
+async def stop(swarm: Swarm, name: Annotated[str, Ref("session"), Doc("name of the session")]) -> Session:
+    """Stop a session and seal its recording.
+
+    Examples:
+        gswarm profiler stop run-42
+    """
+    from gswarm.codec import from_proto
+    from gswarm.v1 import profiler_pb2
+
+    response = await swarm.call(profiler_pb2.StopSessionRequest(name=name))
+    return from_proto(response.session, Session)
+
+
+@action("profiler", "list", read=True)
+async def list_(
+    swarm: Swarm,
+    *,
+    filter: Annotated[
+        list[str], Doc("field=value, field!=value or field~part; repeat to narrow")
+    ] = [],  # noqa: A002, B006
+    sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "-started_at",
+    limit: Annotated[int, Doc("rows at most")] = 200,
+) -> Listing[Session]:
+    """List sessions.
+
+    Examples:
+        gswarm profiler list
+    """
+    return await swarm.list(Session, filters=tuple(filter), sort=sort, limit=limit)
+
+
+@action("profiler", "info", read=True)
+async def info(swarm: Swarm, name: Annotated[str, Ref("session"), Doc("name of the session")]) -> Session:
+    """Show one session: what it holds and where it lies.
+
+    Examples:
+        gswarm profiler info run-42
+    """
+    return await swarm.get(Session, name)
+
+
+@action("profiler", "mark", key="m", effect="puts a mark on every running session's time line")
+async def mark(swarm: Swarm, text: Annotated[str, Doc("what to say there")]) -> None:
+    """Put a mark on the time line of what is being recorded.
+
+    Examples:
+        gswarm profiler mark "batch 64"
+    """
+    from gswarm.v1 import profiler_pb2
+
+    await swarm.call(profiler_pb2.MarkRequest(text=text))
+
+
+@action("profiler", "delete", key="D", destructive=True, effect="deletes the recording's files")
+async def delete(swarm: Swarm, name: Annotated[str, Ref("session"), Doc("name of the session")]) -> None:
+    """Delete a stopped session and its recording.
+
+    Examples:
+        gswarm profiler delete run-41 --yes
+    """
+    from gswarm.v1 import profiler_pb2
+
+    await swarm.call(profiler_pb2.DeleteSessionRequest(name=name))
+
+
+@action("profiler", "export", key="E", read=True, effect="writes the samples to a file")
+async def export(
+    swarm: Swarm,
+    name: Annotated[str, Ref("session"), Doc("name of the session")],
+    *,
+    format: Annotated[Literal["csv", "json"], Doc("csv, or json lines")] = "csv",  # noqa: A002
+    out: Annotated[Path | None, Short("-O"), Doc("file to write; by default NAME.csv or NAME.json, here")] = None,
+    force: Annotated[bool, Doc("overwrite the file if it exists")] = False,
+) -> Exported:
+    """Write a session's samples to a file, one row a device and moment.
+
+    Examples:
+        gswarm profiler export run-42 --format csv
+    """
+    from gswarm.profiler.access import export as write
+
+    return await write(swarm, name, format, out, force=force)
