@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,6 +52,41 @@ class Process:
         return net.same_process(self.pid, self.started)
 
 
+class Failures:
+    """How often each service failed in the last ten minutes; a new generation starts with none."""
+
+    LIMIT = 5
+    WINDOW_S = 600.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._times: dict[str, tuple[int, list[float]]] = {}
+
+    def add(self, name: str, generation: int) -> int:
+        """One more; how many that makes."""
+        _, times = self._recent(name, generation)
+        times.append(self._clock())
+        self._times[name] = (generation, times)
+        return len(times)
+
+    def count(self, name: str, generation: int) -> int:
+        """How many there are."""
+        return len(self._recent(name, generation)[1])
+
+    def exhausted(self, name: str, generation: int) -> bool:
+        """Whether it is given up, until a new generation."""
+        return self.count(name, generation) >= self.LIMIT
+
+    def forget(self, name: str) -> None:
+        """The service is gone."""
+        self._times.pop(name, None)
+
+    def _recent(self, name: str, generation: int) -> tuple[int, list[float]]:
+        known, times = self._times.get(name, (generation, []))
+        since = self._clock() - self.WINDOW_S
+        return generation, [at for at in times if at > since] if known == generation else []
+
+
 class Supervisor:
     """Starts, watches, adopts and ends the backends of one agent. Its records are in `processes.json`."""
 
@@ -63,6 +99,7 @@ class Supervisor:
         self._ended: dict[str, asyncio.Event] = {}
         self._codes: dict[str, int | None] = {}
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self.failures = Failures()
 
     def adopt(self) -> list[Process]:
         """Find what an earlier agent of this directory left running; anything of ours that is not on record is ended."""
@@ -71,13 +108,15 @@ class Supervisor:
             for record in json.loads(self._records.read_text()):
                 process = Process(**record)
                 known[process.pid] = process
-        for found in _marked(self._dir):
-            record = known.get(found.pid)
-            if record is not None and record.alive():
-                self._watch(record)
-            elif not any(_descends(found, pid) for pid in known):
+        alive = {pid: process for pid, process in known.items() if process.alive()}
+        for record in alive.values():
+            self._watch(record)
+        for found, session in _marked(self._dir):
+            # A session whose leader is gone is a backend that died while no agent was there: its workers go too.
+            if session not in alive and not any(_descends(found, pid) for pid in alive):
                 log.warning("ending process %d, which no record names", found.pid)
-                _signal_group(found.pid, signal.SIGKILL)
+                with contextlib.suppress(psutil.Error):
+                    found.kill()
         self._save()
         return list(self._running.values())
 
@@ -96,7 +135,9 @@ class Supervisor:
         env = os.environ | dict(launch.env)
         env[SERVICE_VARIABLE], env[AGENT_VARIABLE] = launch.name, str(self._dir)
         path = self.log_path(launch.name)
-        self._rotate(path)
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > LOG_LIMIT:
+                path.replace(path.with_suffix(".log.1"))
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             child = subprocess.Popen(
@@ -136,10 +177,10 @@ class Supervisor:
         if fd is not None:
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
+        # Workers of a backend that died must not live on without it. Before it is reaped, while its number is taken.
+        _signal_group(process.pid, signal.SIGKILL)
         child = self._children.pop(process.pid, None)
         self._codes[process.name] = child.wait() if child is not None else None
-        # Workers of a backend that died must not live on without it.
-        _signal_group(process.pid, signal.SIGKILL)
         if self._running.get(process.name) is process:
             del self._running[process.name]
             self._save()
@@ -213,19 +254,15 @@ class Supervisor:
         net.write_private(self._records, json.dumps([asdict(p) for p in self._running.values()]))
 
 
-def _marked(directory: Path) -> list[psutil.Process]:
-    """Session leaders that carry this agent's mark in their environment."""
+def _marked(directory: Path) -> list[tuple[psutil.Process, int]]:
+    """Processes that carry this agent's mark in their environment, and the session each belongs to."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             environ = process.environ()
-            if (
-                environ.get(AGENT_VARIABLE) == str(directory)
-                and SERVICE_VARIABLE in environ
-                and process.status() != "zombie"
-            ):
-                if os.getsid(process.pid) == process.pid:
-                    found.append(process)
+            ours = environ.get(AGENT_VARIABLE) == str(directory) and SERVICE_VARIABLE in environ
+            if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((process, os.getsid(process.pid)))
     return found
 
 
