@@ -21,7 +21,7 @@ from gswarm_tui.pages.device import DevicePage
 from gswarm_tui.pages.task import TaskPage
 from gswarm_tui.panes.devices import folded
 from gswarm_tui.snapshot import Link, Snapshot
-from gswarm_tui.widgets.table import Row, Table, settled
+from gswarm_tui.widgets.table import Row, Table, made, settled
 from textual.pilot import Pilot
 
 from gswarm.cluster.types import Device, Node, NodePhase
@@ -179,7 +179,7 @@ async def test_sorting_goes_through_the_columns_and_back() -> None:
         await pilot.press("2", "o", "o", "o", "o")
         await pilot.pause()
         pane = app.screen.query_one("#pane-2", Table)
-        sizes = [row.values[1] for row in pane.shown]
+        sizes = [made(row).values[1] for row in pane.shown]
         assert sizes == sorted(sizes, reverse=True)
 
 

@@ -7,15 +7,15 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 import pytest
-from textual.pilot import Pilot
-
-from gswarm.cluster.types import Event, Severity
-from gswarm.errors import GswarmError
 from gswarm_tui.app import Console
 from gswarm_tui.replay import ReplayFeed
 from gswarm_tui.snapshot import Replay
 from gswarm_tui.widgets.spans import plain, width
 from gswarm_tui.widgets.timeline import timeline
+from textual.pilot import Pilot
+
+from gswarm.cluster.types import Event, Severity
+from gswarm.errors import GswarmError
 from tests.support.swarm import NOON, FakeMirror, FakeSwarm
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,6 @@ from .feed import Feed
 from .model_state import View, build, pick
 from .overview import Overview
 from .pages.page import Page
-from .palette import Actions
 from .panes.base import Pane
 from .snapshot import Snapshot
 from .themes import Paint
@@ -28,6 +27,7 @@ from .widgets.footer import Key
 
 if TYPE_CHECKING:
     from textual import events
+    from textual.command import Provider
     from textual.screen import Screen
 
     from gswarm.queue.types import Task
@@ -38,12 +38,18 @@ HISTORY = 240
 """Samples kept a device, for the device page."""
 
 
+def _palette() -> type[Provider]:
+    from .palette import Actions
+
+    return Actions
+
+
 class Console(App[None]):
     """gswarm's console."""
 
     CSS_PATH = Path(__file__).with_name("console.tcss")
     TITLE = "gswarm"
-    COMMANDS = {Actions}  # noqa: RUF012
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit", show=False, id="quit"),
         Binding("ctrl+l", "redraw", "Redraw", show=False, id="redraw"),
@@ -100,6 +106,7 @@ class Console(App[None]):
         return Overview()
 
     async def on_mount(self) -> None:
+        self.app_resume_signal.subscribe(self, lambda _: self.action_redraw())
         self.take(self.snapshot)
         self.run_worker(self._follow(), name="feed", exit_on_error=False)
 
@@ -462,10 +469,12 @@ class Console(App[None]):
         """Ctrl+l: forget what is on the terminal and draw it all."""
         self.frame_diff.forget()
         self.screen.refresh(layout=True)
-        self.refresh()
 
     def on_app_focus(self, event: events.AppFocus) -> None:
         self.action_redraw()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.action_redraw()  # a terminal may have reflowed what it showed
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
         super()._display(screen, self.frame_diff.narrowed(renderable, self.size))

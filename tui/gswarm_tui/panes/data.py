@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from .. import figures
 from ..model_state import ChunkView, View
 from ..widgets.spans import Spans
-from ..widgets.table import Column, Content, Row
+from ..widgets.table import Column, Content, Later, Row
 from .base import Pane
 
 
@@ -40,7 +42,11 @@ class DataPane(Pane):
             columns.append(Column("WHERE", where, gap=2))
         unread = sum(c.is_unread for c in view.chunks)
         subtitle = f"{len(view.chunks)}" + (f" · ! {unread} held, unread" if unread else "") if view.chunks else ""
-        return Content(tuple(columns), tuple(self._row(c, length, bool(where)) for c in view.chunks), subtitle=subtitle)
+        return Content(
+            tuple(columns),
+            tuple(Later(c.id, partial(self._row, c, length, bool(where))) for c in view.chunks),
+            subtitle=subtitle,
+        )
 
     def _row(self, c: ChunkView, length: int, has_where: bool) -> Row:
         tone = "changing" if c.is_unread else "text"

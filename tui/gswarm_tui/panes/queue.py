@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from .. import figures
 from ..model_state import TaskView, View
 from ..widgets.spans import Spans
-from ..widgets.table import Column, Content, Row
+from ..widgets.table import Column, Content, Later, Row
 from .base import Pane
 
 
@@ -40,7 +42,9 @@ class QueuePane(Pane):
         subtitle = " · ".join(
             f"{n} {word}" for n, word in zip(counts, ("ready", "running", "blocked"), strict=True) if n
         )
-        return Content(tuple(columns), tuple(self._row(t, has_who) for t in view.tasks), subtitle=subtitle)
+        return Content(
+            tuple(columns), tuple(Later(t.id, partial(self._row, t, has_who)) for t in view.tasks), subtitle=subtitle
+        )
 
     def _row(self, t: TaskView, has_who: bool) -> Row:
         starts: Spans

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
@@ -48,12 +48,36 @@ class Row:
         return " ".join(plain(cell) for cell in self.cells)
 
 
+class Later:
+    """A row that is made when it is first looked at: of thousands only the visible ones are."""
+
+    __slots__ = ("_make", "_made", "key")
+
+    def __init__(self, key: str, make: Callable[[], Row]) -> None:
+        self.key, self._make = key, make
+        self._made: Row | None = None
+
+    @property
+    def row(self) -> Row:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+
+AnyRow: TypeAlias = "Row | Later"
+
+
+def made(row: AnyRow) -> Row:
+    """The row itself."""
+    return row.row if isinstance(row, Later) else row
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """What a table shows at one tick."""
 
     columns: tuple[Column, ...] = ()
-    rows: tuple[Row, ...] = ()
+    rows: tuple[AnyRow, ...] = ()
     note: tuple[Spans, ...] = ()
     """Lines shown instead of rows: loading, empty."""
     is_stale: bool = False
@@ -123,7 +147,7 @@ class Table(ScrollView, can_focus=True):
         super().__init__(id=id)
         self._paint = paint
         self.content = Content()
-        self.shown: tuple[Row, ...] = ()
+        self.shown: tuple[AnyRow, ...] = ()
         self.cursor = 0
         self.filter_text = ""
         self.sort_column: int | None = None
@@ -160,14 +184,15 @@ class Table(ScrollView, can_focus=True):
         rows = self.content.rows
         words = self.filter_text.lower().split()
         if words:
-            rows = tuple(r for r in rows if all(w in f"{r.text} {r.search}".lower() for w in words))
+            rows = tuple(r for r in map(made, rows) if all(word in f"{r.text} {r.search}".lower() for word in words))
         if self.sort_column is not None:
             column = self.sort_column
-            with_value = [r for r in rows if column < len(r.values)]
+            whole = [made(r) for r in rows]
+            with_value = [r for r in whole if column < len(r.values)]
             with_value.sort(key=lambda r: (isinstance(r.values[column], str), r.values[column]))
             if self.sort_descending:
                 with_value.reverse()
-            rows = (*with_value, *(r for r in rows if column >= len(r.values)))
+            rows = (*with_value, *(r for r in whole if column >= len(r.values)))
         elif self.has_focus and self.keeps_order and self.shown and rows:
             by_key = {row.key: row for row in rows}
             rows = tuple(by_key[k] for k in settled([r.key for r in self.shown], [r.key for r in rows]))
@@ -258,7 +283,7 @@ class Table(ScrollView, can_focus=True):
 
     def action_sort(self) -> None:
         """Sort by the next column, upwards then downwards, then back to the natural order."""
-        width = max((len(r.values) for r in self.content.rows), default=0)
+        width = max((len(made(r).values) for r in self.content.rows[:1]), default=0)
         if self.sort_column is None:
             self.sort_column, self.sort_descending = (0, False) if width else (None, False)
         elif not self.sort_descending:
@@ -300,7 +325,7 @@ class Table(ScrollView, can_focus=True):
         index = y - 1 + round(self.scroll_y)
         if index >= len(self.shown):
             return ()
-        row = self.shown[index]
+        row = made(self.shown[index])
         out: list[Span] = [(" ", "text")]
         used = 1
         is_cursor = index == self.cursor and self.has_focus
