@@ -55,7 +55,6 @@ class BackendsConfig:
 
     transformers_python: str = ""
     vllm_python: str = ""
-    diffusers_python: str = ""
     directory: str = ""
     """Where `gswarm client backend install` makes them; empty: below the state directory."""
 

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -124,6 +124,10 @@ class Supervisor:
         """The process of that name while it runs."""
         return self._running.get(name)
 
+    def running(self) -> list[Process]:
+        """Everything that runs."""
+        return list(self._running.values())
+
     def log_path(self, name: str) -> Path:
         """Where a service's output goes."""
         return self.logs / f"{name}.log"
@@ -218,16 +222,14 @@ class Supervisor:
             return "\n".join([line for line in lines if line.strip()][-count:])
         return ""
 
-    async def read_log(
-        self, name: str, tail_bytes: int, *, follow: bool, stop: Callable[[], bool]
-    ) -> AsyncIterator[bytes]:
+    async def read_log(self, name: str, tail_bytes: int, *, follow: bool) -> AsyncIterator[bytes]:
         """The last bytes of a log, then more as it grows. Raises NotFoundError."""
         path = self.log_path(name)
         if not path.exists():
             raise NotFoundError(f"there is no log of {name}")
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
-            while not stop():
+            while True:
                 piece = file.read(1 << 16)
                 if piece:
                     yield piece

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
-from gswarm.cluster.types import Owner
+from gswarm.cluster.types import ConditionState, Owner, Progress
 
 
 class PlacementPhase(Enum):
@@ -144,3 +144,40 @@ class Service:
     """Observed port on the node; 0 until it listens."""
     in_flight: int = 0
     """Requests in flight as the node's agent last reported."""
+
+
+def download_done(asked: Placement, now: Placement | None) -> Progress:
+    """How far a placement is."""
+    if now is None:
+        return Progress(ConditionState.FAILED, None, f"{asked.model} was deleted meanwhile")
+    if now.generation > asked.generation:
+        return Progress(ConditionState.FAILED, None, "a newer download took its place")
+    if now.phase is PlacementPhase.STORED:
+        return Progress(ConditionState.DONE, 1.0, f"{now.model}@{now.version} is on {now.node}")
+    if now.phase is PlacementPhase.FAILED:
+        return Progress(ConditionState.FAILED, None, now.detail)
+    fraction = now.bytes_done / now.bytes_total if now.bytes_total else None
+    return Progress(ConditionState.PENDING, fraction, f"{now.model}@{now.version} is {now.phase.value} on {now.node}")
+
+
+def service_ready(asked: Service, now: Service | None) -> Progress:
+    """How far a service is on its way to ready."""
+    if now is None or now.stop:
+        return Progress(ConditionState.FAILED, None, f"service {asked.name} was stopped meanwhile")
+    if now.generation > asked.generation:
+        return Progress(ConditionState.FAILED, None, "a newer request took its place")
+    if now.phase is ServicePhase.FAILED and now.observed_generation == asked.generation:
+        return Progress(ConditionState.FAILED, None, now.detail)
+    if now.phase is ServicePhase.READY and now.observed_generation == asked.generation:
+        return Progress(ConditionState.DONE, 1.0, f"{now.name} is ready on {now.node}, port {now.bound_port}")
+    fraction = now.progress_permille / 1000 if now.progress_permille else None
+    return Progress(ConditionState.PENDING, fraction, f"{now.name} is {now.phase.value} on {now.node}")
+
+
+def service_stopped(asked: Service, now: Service | None) -> Progress:
+    """How far a service is on its way to its end."""
+    if now is None or now.phase is ServicePhase.STOPPED:
+        return Progress(ConditionState.DONE, 1.0, f"{asked.name} is stopped")
+    if not now.stop:
+        return Progress(ConditionState.FAILED, None, f"{asked.name} was asked for again")
+    return Progress(ConditionState.PENDING, None, f"{asked.name} is stopping on {now.node}")
