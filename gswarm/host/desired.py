@@ -65,6 +65,10 @@ class Desired:
                 return (message.node,)
             case Chunk():
                 return [place.node for place in message.locations]
+            case Model():
+                state = self._store.state
+                holders: list[Service | Placement] = [*state.list(Service), *state.list(Placement)]
+                return {holder.node for holder in holders if holder.model == message.name}
             case Session():
                 return list(message.nodes) or [n.name for n in self._store.state.list(Node)]
             case Node():
@@ -83,6 +87,8 @@ def _essence(message: Message | None) -> object:
         case Chunk():
             # Only a copy that is wanted, or one that is there for others to pull, matters.
             return (message.digest, tuple((place.node, place.phase) for place in message.locations))
+        case Model():
+            return (message.default_version, [(v.version, v.digest) for v in message.versions])
         case Session():
             return (message.phase, message.interval_s, tuple(message.nodes))
         case Node():

@@ -3,39 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import secrets
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from gswarm import __version__
-from gswarm.errors import ForbiddenError, InvalidError, RefusedError, UnreachableError
+from gswarm.errors import (
+    ExhaustedError,
+    ForbiddenError,
+    GswarmError,
+    InvalidError,
+    RefusedError,
+    UnreachableError,
+)
 from gswarm.host.auth import Caller, caller
+from gswarm.host.connection import Connection
 from gswarm.host.desired import Desired
+from gswarm.host.membership import (
+    SILENT_BEATS,
+    HelloHandler,
+    concerns,
+    fenced,
+    join,
+    left,
+    lost,
+    put_devices,
+    skew,
+    store_seq,
+    stored_seq,
+)
 from gswarm.host.samples import SampleHub
 from gswarm.host.store import Batch, Store, Transaction
+from gswarm.kinds import BY_KIND
 from gswarm.names import check_name
 from gswarm.v1 import agent_pb2, agent_pb2_grpc, cluster_pb2, common_pb2
-from gswarm.v1.cluster_pb2 import Device, Node
+from gswarm.v1.cluster_pb2 import Node
 
 log = logging.getLogger("gswarm.host")
 HEARTBEAT_S = 2.0
-SILENT_BEATS = 3
-OUTBOX_LIMIT = 4096
 REPORT_GROUP = 256
 PHASE_SLOTS = 10
 Context = grpc.aio.ServicerContext[Any, Any]
 ReportHandler = Callable[[Transaction, str, agent_pb2.Report], None]
 ProgressHandler = Callable[[Transaction, str, agent_pb2.Progress], None]
-HelloHandler = Callable[[Transaction, str, agent_pb2.Hello], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +72,6 @@ class Peer:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{path}"
 
 
-@dataclass(eq=False, slots=True)
-class Connection:
-    """One attached agent: what waits to be sent, and when it was last heard."""
-
-    node: str
-    incarnation: str
-    outbox: str
-    queue: asyncio.Queue[agent_pb2.AttachResponse] = field(default_factory=lambda: asyncio.Queue(OUTBOX_LIMIT))
-    reports: asyncio.Queue[agent_pb2.Report] = field(default_factory=lambda: asyncio.Queue(OUTBOX_LIMIT))
-    heard: float = field(default_factory=time.monotonic)
-    tick_seq: int = 0
-    tick_acked: int = 0
-    desired_due: bool = False
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def send(self, message: agent_pb2.AttachResponse) -> bool:
-        """Queue a message; an agent that reads nothing for thousands of messages is cut off and attaches anew."""
-        try:
-            self.queue.put_nowait(message)
-        except asyncio.QueueFull:
-            self.closed.set()
-            return False
-        return True
-
-
 class Nodes(agent_pb2_grpc.AgentServicer):
     """Every agent, attached or not. Rooms register handlers for their part of what agents report."""
 
@@ -92,10 +85,11 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         self._reports: dict[str, ReportHandler] = {}
         self._progress: list[ProgressHandler] = []
         self._hellos: list[HelloHandler] = []
-        self._logs: dict[int, asyncio.Queue[agent_pb2.LogChunk]] = {}
+        self._heard: dict[str, float] = {}
+        """When a node that is ready was last heard, monotonic, whether or not it is attached now."""
+        self._logs: dict[int, tuple[str, asyncio.Queue[agent_pb2.LogChunk]]] = {}
         self._stream_ids = itertools.count(1)
         self._tls: dict[str, ssl.SSLContext] = {}
-        self._started = time.monotonic()
         self._slots = itertools.count()
         self.handle("devices", self._devices)
         self.handle("event", self._event)
@@ -150,7 +144,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         """A service's log from its node, oldest byte first. Raises UnreachableError when the node is away."""
         stream = next(self._stream_ids)
         queue: asyncio.Queue[agent_pb2.LogChunk] = asyncio.Queue()
-        self._logs[stream] = queue
+        self._logs[stream] = (node, queue)
         request = agent_pb2.ReadLog(stream_id=stream, service=service, tail_bytes=tail_bytes, follow=follow)
         try:
             if not self.send(node, agent_pb2.AttachResponse(read_log=request)):
@@ -181,9 +175,15 @@ class Nodes(agent_pb2_grpc.AgentServicer):
     async def run(self) -> None:
         """Push desired state as it changes, send heartbeats, and notice silence, until cancelled."""
         unsubscribe = self.store.subscribe(self._on_batch)
+        # Agents that were there before this start get the time to come back.
+        self._heard = {n.name: time.monotonic() for n in self.store.state.list(Node)} | self._heard
         try:
             while True:
-                await asyncio.sleep(HEARTBEAT_S - time.monotonic() % HEARTBEAT_S)
+                due = self._clock_due()
+                await asyncio.sleep(due - time.monotonic())
+                if (late := time.monotonic() - due) > HEARTBEAT_S:
+                    # We were the silent one (suspended, or starved): that is no one else's silence.
+                    self._heard = {name: heard + late for name, heard in self._heard.items()}
                 beat = agent_pb2.Heartbeat(time_unix_us=time.time_ns() // 1000, revision=self.store.state.revision)
                 message = agent_pb2.AttachResponse(heartbeat=beat)
                 for connection in list(self._connections.values()):
@@ -201,17 +201,20 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         if connection.tick_acked:
             connection.send(agent_pb2.AttachResponse(ack=agent_pb2.Ack(tick_seq=connection.tick_acked)))
 
+    @staticmethod
+    def _clock_due() -> float:
+        return (time.monotonic() // HEARTBEAT_S + 1) * HEARTBEAT_S
+
     async def _notice_silence(self) -> None:
         limit, now = HEARTBEAT_S * SILENT_BEATS, time.monotonic()
-        for connection in list(self._connections.values()):
-            if now - connection.heard > limit:
-                connection.closed.set()
-                self._connections.pop(connection.node, None)
-        if now - self._started < limit:
-            return  # agents get the time to come back after a host start
         for node in list(self.store.state.list(Node)):
-            if node.phase == cluster_pb2.NODE_PHASE_READY and node.name not in self._connections:
-                await self.store.apply(_lost(node.name), actor="host", method="silence")
+            silent_s = now - self._heard.setdefault(node.name, now)
+            if silent_s <= limit:
+                continue
+            if connection := self._connections.pop(node.name, None):
+                connection.closed.set()
+            if node.phase == cluster_pb2.NODE_PHASE_READY:
+                await self.store.apply(lost(node.name, silent_s), actor="host", method="silence")
 
     def _on_batch(self, batch: Batch) -> None:
         for name in self.desired.concerned(batch):
@@ -243,7 +246,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         first = await context.read()
         if not isinstance(first, agent_pb2.AttachRequest) or first.WhichOneof("body") != "hello":
             raise InvalidError("an agent says hello first")
-        connection = await self._welcome(first.hello, who, context)
+        connection = await self._welcome(first.hello, who)
         reader = asyncio.create_task(self._read(connection, context), name=f"attach-read-{connection.node}")
         writer = asyncio.create_task(self._write(connection, context), name=f"attach-write-{connection.node}")
         applier = asyncio.create_task(self._apply_reports(connection), name=f"attach-apply-{connection.node}")
@@ -261,22 +264,21 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             if self._connections.get(connection.node) is connection:
                 del self._connections[connection.node]
 
-    async def _welcome(self, hello: agent_pb2.Hello, who: Caller, context: Context) -> Connection:
+    async def _welcome(self, hello: agent_pb2.Hello, who: Caller) -> Connection:
         name = check_name(hello.node.name, "node name")
         if who.node and who.node != name:
             raise ForbiddenError(f"this token may speak for node {who.node} only", why=f"the agent says it is {name}")
-        detail = _skew(hello.node.version)
+        detail = skew(hello.node.version)
         for device in hello.devices:
             if device.node != name:
                 raise InvalidError(f"device {device.id} claims to be on {device.node}", field="devices")
-        old = self._connections.get(name)
-        if old is not None and old.incarnation != hello.node.incarnation:
-            log.warning("node %s attached anew; the older agent is cut off", name)
-            old.closed.set()
+        self._fence(name, hello)
         slot = next(self._slots) % PHASE_SLOTS * (100 // PHASE_SLOTS)
-        seq = await self.store.apply(self._join(hello, detail), actor=f"node:{name}", method="attach")
+        seq = await self.store.apply(join(hello, detail, self._hellos), actor=f"node:{name}", method="attach")
         connection = Connection(name, hello.node.incarnation, hello.outbox)
-        self._connections[name] = connection
+        if old := self._connections.get(name):
+            old.closed.set()
+        self._connections[name], self._heard[name] = connection, time.monotonic()
         welcome = agent_pb2.Welcome(
             host_version=__version__,
             report_seq=seq,
@@ -285,34 +287,27 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             sample_interval_s=self.desired.interval_s(name),
             peer_token=self.peer_token,
         )
-        await context.write(agent_pb2.AttachResponse(welcome=welcome))
-        await context.write(agent_pb2.AttachResponse(desired=self.desired.of(name)))
+        # Through the queue like all else: a state computed later must never be overtaken by an older one.
+        connection.send(agent_pb2.AttachResponse(welcome=welcome))
+        connection.send(agent_pb2.AttachResponse(desired=self.desired.of(name)))
         return connection
 
-    def _join(self, hello: agent_pb2.Hello, detail: str) -> Callable[[Transaction], int]:
-        def operation(tx: Transaction) -> int:
-            name = hello.node.name
-            node = Node()
-            node.CopyFrom(hello.node)
-            known = tx.get(Node, name)
-            node.phase, node.detail = cluster_pb2.NODE_PHASE_READY, detail
-            if known is not None and known.HasField("joined_at"):
-                node.joined_at.CopyFrom(known.joined_at)
-            else:
-                node.joined_at.FromDatetime(tx.now)
-            node.last_seen.FromDatetime(tx.now)
-            tx.put(node)
-            _put_devices(tx, name, list(hello.devices))
-            if known is None or known.phase != cluster_pb2.NODE_PHASE_READY or known.incarnation != node.incarnation:
-                what = "joined" if known is None else "is back"
-                tx.event("node.ready", f"{name} {what} with {len(hello.devices)} devices", subject=node)
-            if detail and (known is None or known.detail != detail):
-                tx.event("node.skew", f"{name}: {detail}", subject=node, severity=common_pb2.SEVERITY_WARNING)
-            for handler in self._hellos:
-                handler(tx, name, hello)
-            return _stored_seq(tx, name, hello.outbox)
+    def _fence(self, name: str, hello: agent_pb2.Hello) -> None:
+        """Let one agent speak for a node. Raises RefusedError for a second one.
 
-        return operation
+        A restarted agent has the same outbox and its own state directory's lock, so the one before is gone. Another
+        outbox under the same name is another machine, and must not take the name while its owner is heard.
+        """
+        old = self._connections.get(name)
+        if old is None:
+            return
+        if old.outbox != hello.outbox and time.monotonic() - self._heard.get(name, 0.0) < HEARTBEAT_S * SILENT_BEATS:
+            raise RefusedError(
+                f"a node named {name} is attached already",
+                why="another agent speaks for it",
+                next="give this agent another name with --name, or stop the other",
+            )
+        log.info("node %s attached anew; its older stream is cut off", name)
 
     async def _read(
         self,
@@ -323,7 +318,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             message = await context.read()
             if not isinstance(message, agent_pb2.AttachRequest):
                 return
-            connection.heard = time.monotonic()
+            self._heard[connection.node] = time.monotonic()
             match message.WhichOneof("body"):
                 case "tick":
                     message.tick.node = connection.node
@@ -336,16 +331,18 @@ class Nodes(agent_pb2_grpc.AgentServicer):
                     self.hub.add_schema(message.schema)
                 case "progress":
                     await self.store.apply(
-                        self._progressed(connection.node, message.progress),
+                        self._progressed(connection, message.progress),
                         actor=f"node:{connection.node}",
                         durable=False,
                     )
                 case "log":
-                    if queue := self._logs.get(message.log.stream_id):
+                    asked, queue = self._logs.get(message.log.stream_id, ("", None))
+                    if queue is not None and asked == connection.node:
                         queue.put_nowait(message.log)
                 case "goodbye":
-                    self._connections.pop(connection.node, None)
-                    operation = _left(connection.node, message.goodbye.reason)
+                    if self._connections.get(connection.node) is connection:
+                        del self._connections[connection.node]
+                    operation = left(connection, message.goodbye.reason)
                     await self.store.apply(operation, actor=f"node:{connection.node}", method="goodbye")
                     return
 
@@ -363,102 +360,74 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             group = [await connection.reports.get()]
             while len(group) < REPORT_GROUP and not connection.reports.empty():
                 group.append(connection.reports.get_nowait())
-            seq = await self.store.apply(
-                self._reported(connection, group), actor=f"node:{connection.node}", method="report"
-            )
+            try:
+                seq = await self._apply(connection, self._reported(connection, group))
+            except (UnreachableError, ExhaustedError):
+                raise  # the host cannot take anything now: the agent keeps them and tells again
+            except Exception:
+                # One bad report must not block those behind it for ever: find it, and put it on record instead.
+                for report in group:
+                    seq = await self._apply_or_record(connection, report)
             connection.send(agent_pb2.AttachResponse(ack=agent_pb2.Ack(report_seq=seq)))
+
+    async def _apply(self, connection: Connection, operation: Callable[[Transaction], int]) -> int:
+        return await self.store.apply(operation, actor=f"node:{connection.node}", method="report")
+
+    async def _apply_or_record(self, connection: Connection, report: agent_pb2.Report) -> int:
+        try:
+            return await self._apply(connection, self._reported(connection, [report]))
+        except (UnreachableError, ExhaustedError):
+            raise
+        except Exception as error:
+            slot = report.WhichOneof("body") or "empty"
+            log.exception("a %s report of node %s cannot be applied", slot, connection.node)
+            why = str(error) if isinstance(error, GswarmError) else f"{type(error).__name__}, see gswarm logs host"
+
+            def record(tx: Transaction) -> int:
+                if not fenced(tx, connection) and report.seq > stored_seq(tx, connection.node, connection.outbox):
+                    node = tx.get(Node, connection.node)
+                    text = f"a {slot} report of {connection.node} was not applied: {why}"
+                    tx.event("report.refused", text, subject=node, severity=common_pb2.SEVERITY_ERROR)
+                    store_seq(tx, connection, report.seq)
+                return stored_seq(tx, connection.node, connection.outbox)
+
+            return await self._apply(connection, record)
 
     def _reported(self, connection: Connection, group: list[agent_pb2.Report]) -> Callable[[Transaction], int]:
         def operation(tx: Transaction) -> int:
-            last = _stored_seq(tx, connection.node, connection.outbox)
+            last = stored_seq(tx, connection.node, connection.outbox)
+            if fenced(tx, connection):
+                return last
             for report in group:
                 if report.seq <= last:
                     continue  # told again after a cut
                 last = report.seq
                 slot = report.WhichOneof("body") or ""
+                if not concerns(tx, connection.node, report):
+                    continue
                 if handler := self._reports.get(slot):
                     handler(tx, connection.node, report)
                 else:
                     log.warning("node %s reported %r, which this host does not know", connection.node, slot)
-            tx.put_value(f"reports:{connection.node}", f"{connection.outbox} {last}".encode())
+            store_seq(tx, connection, last)
             return last
 
         return operation
 
-    def _progressed(self, node: str, progress: agent_pb2.Progress) -> Callable[[Transaction], None]:
+    def _progressed(self, connection: Connection, progress: agent_pb2.Progress) -> Callable[[Transaction], None]:
         def operation(tx: Transaction) -> None:
-            for handler in self._progress:
-                handler(tx, node, progress)
+            if not fenced(tx, connection):
+                for handler in self._progress:
+                    handler(tx, connection.node, progress)
 
         return operation
 
     def _devices(self, tx: Transaction, node: str, report: agent_pb2.Report) -> None:
-        _put_devices(tx, node, list(report.devices.devices))
+        put_devices(tx, node, list(report.devices.devices))
 
     def _event(self, tx: Transaction, node: str, report: agent_pb2.Report) -> None:
         told = report.event
-        tx.event(told.type, told.message, severity=told.severity or common_pb2.SEVERITY_INFO)
-
-
-def _stored_seq(tx: Transaction, node: str, outbox: str) -> int:
-    known, _, seq = (tx.get_value(f"reports:{node}") or b"").decode().rpartition(" ")
-    return int(seq) if known == outbox and seq else 0
-
-
-def _put_devices(tx: Transaction, node: str, devices: list[Device]) -> None:
-    told = {device.id: device for device in devices if device.node == node}
-    for known in list(tx.list(Device)):
-        if known.node == node and known.id not in told:
-            tx.delete(Device, known.id)
-    for device in told.values():
-        before = tx.get(Device, device.id)
-        fresh = Device()
-        fresh.CopyFrom(device)
-        if before is not None:
-            fresh.changed_at.CopyFrom(before.changed_at)
-        if before is None or fresh != before:
-            fresh.changed_at.FromDatetime(tx.now)
-            tx.put(fresh)
-        if before is not None and before.phase != device.phase and device.phase == cluster_pb2.DEVICE_PHASE_LOST:
-            tx.event(
-                "device.lost", f"{device.alias}: {device.detail}", subject=fresh, severity=common_pb2.SEVERITY_ERROR
-            )
-
-
-def _lost(name: str) -> Callable[[Transaction], None]:
-    def operation(tx: Transaction) -> None:
-        node = tx.edit(Node, name)
-        if node is None or node.phase != cluster_pb2.NODE_PHASE_READY:
-            return
-        node.phase = cluster_pb2.NODE_PHASE_UNREACHABLE
-        node.detail = f"silent for {SILENT_BEATS} heartbeats"
-        tx.put(node)
-        tx.event("node.unreachable", f"{name} is silent", subject=node, severity=common_pb2.SEVERITY_ERROR)
-
-    return operation
-
-
-def _left(name: str, reason: str) -> Callable[[Transaction], None]:
-    def operation(tx: Transaction) -> None:
-        node = tx.edit(Node, name)
-        if node is None:
-            return
-        node.phase, node.detail = cluster_pb2.NODE_PHASE_LEFT, reason
-        tx.put(node)
-        tx.event("node.left", f"{name} left: {reason or 'stopped'}", subject=node)
-
-    return operation
-
-
-def _skew(version: str) -> str:
-    """What to say of an agent's version; one minor older or newer is taken. Raises RefusedError beyond."""
-    with contextlib.suppress(ValueError):
-        ours, theirs = ([int(part) for part in text.split(".")[:2]] for text in (__version__, version))
-        if ours == theirs:
-            return ""
-        if ours[0] == theirs[0] and abs(ours[1] - theirs[1]) <= 1:
-            return f"runs gswarm {version}, the host {__version__}"
-    raise RefusedError(
-        f"an agent of gswarm {version or '?'} cannot attach to a host of {__version__}",
-        next="upgrade the older of the two",
-    )
+        subject = None
+        if (info := BY_KIND.get(told.subject_kind)) and info.key_field and told.subject:
+            subject = info.message(**{info.key_field: told.subject})
+        tx.event(told.type, told.message, subject=subject, severity=told.severity or common_pb2.SEVERITY_INFO)

@@ -28,7 +28,8 @@ NA_U64 = (1 << 64) - 1
 @dataclass(slots=True)
 class _Node:
     schemas: dict[int, profiler_pb2.MetricSchema] = field(default_factory=dict)
-    ring: deque[tuple[float, bytes]] = field(default_factory=deque)
+    ring: deque[tuple[int, bytes]] = field(default_factory=deque)
+    """(time on the node's clock in microseconds, serialised tick), in that order."""
     size: int = 0
     latest: profiler_pb2.SampleTick | None = None
     received: float = 0.0
@@ -53,16 +54,24 @@ class SampleHub:
             listener(schema.node, b"", wire)
 
     def add(self, tick: profiler_pb2.SampleTick) -> None:
-        """One tick of a node; older than the newest (backfill) goes to history and recorders, not to `latest`."""
+        """One tick of a node. Told twice is taken once; older than the newest (after a cut) is no `latest`."""
         node = self._nodes.setdefault(tick.node, _Node())
-        wire = tick.SerializeToString()
-        now = self._clock()
-        node.ring.append((now, wire))
+        at, wire = tick.time_unix_us, tick.SerializeToString()
+        # Looked for from the end: that is where it belongs, or behind a cut near to it, for the newest come first.
+        place = len(node.ring)
+        while place and node.ring[place - 1][0] > at:
+            place -= 1
+        if place and node.ring[place - 1][0] == at:
+            return
+        node.ring.insert(place, (at, wire))
         node.size += len(wire)
-        while node.ring and (node.ring[0][0] < now - KEPT_S or node.size > NODE_LIMIT_BYTES):
+        # A higher number is newer also when the node's clock was set back.
+        if node.latest is None or at > node.latest.time_unix_us or tick.seq > node.latest.seq:
+            node.latest, node.received = tick, self._clock()
+        # By the node's own clock, which need not be ours.
+        since = node.ring[-1][0] - KEPT_S * 1e6
+        while node.ring and (node.ring[0][0] < since or node.size > NODE_LIMIT_BYTES):
             node.size -= len(node.ring.popleft()[1])
-        if node.latest is None or tick.time_unix_us >= node.latest.time_unix_us:
-            node.latest, node.received = tick, now
         self.ticks += 1
         for listener in tuple(self._listeners):
             listener(tick.node, wire, None)
@@ -100,7 +109,7 @@ class SampleHub:
         known = self._nodes.get(node)
         if known is None or not known.ring:
             return []
-        since = self._clock() - seconds
+        since = known.ring[-1][0] - seconds * 1e6
         recent = [wire for at, wire in known.ring if at >= since]
         return recent or [known.ring[-1][1]]
 
@@ -129,8 +138,9 @@ def values(
     for column in schema.columns:
         counts[_NUMPY[column.type][0]] += 1
     rows: dict[str, np.ndarray] = {}
-    for slot, dtype in {pair for pair in _NUMPY.values()}:
-        packed = np.frombuffer(getattr(tick, slot), dtype)
+    for slot, dtype in set(_NUMPY.values()):
+        raw: bytes = getattr(tick, slot)
+        packed = np.frombuffer(raw[: len(raw) - len(raw) % np.dtype(dtype).itemsize], dtype)
         width = counts[slot]
         if width and len(packed) >= (device + 1) * width:
             rows[slot] = packed[device * width : (device + 1) * width]
