@@ -58,6 +58,15 @@ def _console(options: argparse.Namespace) -> Console:
     return Console(feed, theme=f"gswarm-{options.theme}", is_ascii=options.ascii)
 
 
+def plain_svg(svg: str) -> str:
+    """The picture without fonts from elsewhere, and with its blanks kept by every renderer."""
+    import re
+
+    svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.DOTALL)
+    svg = svg.replace("font-family: Fira Code", "font-family: JetBrains Mono, DejaVu Sans Mono, Menlo, Consolas")
+    return svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
+
+
 def _screenshot(app: Console, options: argparse.Namespace) -> int:
     import asyncio
     from pathlib import Path
@@ -79,7 +88,7 @@ def _screenshot(app: Console, options: argparse.Namespace) -> int:
             for key in filter(None, options.keys.split(",")):
                 await pilot.press(key)
                 await pilot.pause(0.3)
-            return app.export_screenshot(title="gswarm")
+            return plain_svg(app.export_screenshot(title="gswarm"))
 
     Path(options.screenshot).write_text(asyncio.run(draw()), encoding="utf-8")
     return 0

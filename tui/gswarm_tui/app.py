@@ -57,7 +57,7 @@ class Console(App[None]):
         Binding("y", "copy_line", "Copy the CLI line", show=False, id="copy"),
         Binding("Y", "copy_json", "Copy the row as JSON", show=False, id="copy_json"),
         Binding("question_mark", "help", "Help for here", show=False, id="help"),
-        Binding("colon", "command", "Go or run", show=False, id="command"),
+        Binding("colon", "command", "Go or run", show=False, id="command", priority=True),
         Binding("space", "replay('toggle')", "Pause, go on", show=False, id="replay.pause", priority=True),
         Binding("left", "replay('skip', -10)", "10 s back", show=False, id="replay.back", priority=True),
         Binding("right", "replay('skip', 10)", "10 s on", show=False, id="replay.on", priority=True),
@@ -403,11 +403,10 @@ class Console(App[None]):
             self.screen.refresh_keys()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Replay's keys work in a replay only, and not while something is typed."""
-        if action == "replay":
-            return (
-                hasattr(self.feed, "skip") and self.screen is self.base_screen and not isinstance(self.focused, Input)
-            )
+        """Replay's keys work in a replay only, and like `:` not while something is typed or an overlay is open."""
+        if action in ("replay", "command"):
+            is_free = self.screen is self.base_screen and not isinstance(self.focused, Input)
+            return is_free and (action == "command" or hasattr(self.feed, "skip"))
         return super().check_action(action, parameters)
 
     def action_replay(self, what: str, by: int = 0) -> None:

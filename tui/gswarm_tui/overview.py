@@ -46,7 +46,7 @@ class Overview(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(n), f"zoom({n})", f"{TITLES.get(n, 'Overview')}", show=False, id=f"pane.{n}") for n in range(8)),
         Binding("escape", "back", "Back", show=False, id="back"),
-        Binding("slash", "filter", "Filter", show=False, id="filter"),
+        Binding("slash", "filter", "Filter", show=False, id="filter", priority=True),
         Binding("tab", "app.focus_next", "Next pane", show=False, id="pane.next"),
         Binding("shift+tab", "app.focus_previous", "Previous pane", show=False, id="pane.previous"),
     ]
@@ -210,6 +210,12 @@ class Overview(Screen[None]):
         elif self.zoom:
             self.action_zoom(0)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """`/` comes before all else, so that what is typed right behind it reaches the prompt; not inside the prompt."""
+        if action == "filter":
+            return isinstance(self.focused, Pane)
+        return super().check_action(action, parameters)
+
     def action_filter(self) -> None:
         pane = self.focused_pane
         if pane is None:
@@ -220,7 +226,7 @@ class Overview(Screen[None]):
 
         def done(text: str | None) -> None:
             pane.set_filter(text or "")
-            pane.focus()
+            self.set_focus(pane)
 
         self.ask("/", pane.filter_text, changed, done)
 

@@ -44,7 +44,7 @@ class Prompt(Horizontal):
         box.value = value
         box.cursor_position = len(value)
         self.display = True
-        box.focus()
+        self.screen.set_focus(box)  # at once: what is typed next is meant for it
 
     def cancel(self) -> None:
         self._close(None)
