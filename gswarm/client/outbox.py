@@ -114,4 +114,5 @@ class Outbox:
             self._closing = True
             self._wake.notify()
         self._thread.join()
-        self._db.close()
+        with self._lock:  # a read in another thread must be over: SQLite crashes on a connection closed under it
+            self._db.close()
