@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from gswarm.cluster.types import ConditionState, Progress
+
 
 class TaskType(Enum):
     """Mirrors the wire enum TaskType."""
@@ -116,6 +118,8 @@ class Workflow:
     actor: str = ""
     created_at: datetime | None = None
     finished_at: datetime | None = None
+    first_task: int = 0
+    """Id of its first task; the others follow in order of its actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +168,106 @@ class Plan:
     ready: int = 0
     running: int = 0
     blocked: int = 0
+
+
+class Takes(Enum):
+    """Whether a device takes a task."""
+
+    YES = "yes"
+    COULD = "could"
+    NO = "no"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one device says of a task."""
+
+    device: str
+    takes: Takes
+    expected_start: datetime | None
+    why: str
+    change: str = ""
+    """The command that would change it; empty when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a task stands where it stands."""
+
+    task: str
+    phase: TaskPhase
+    reason: str
+    """One true reason, in one sentence."""
+    waits_s: float | None
+    wait_bound_s: float | None
+    expected_start: datetime | None
+    expected_on: str
+    basis: str
+    """What the expected start rests on."""
+    needs: str
+    verdicts: tuple[Verdict, ...]
+    """Device by device, soonest first."""
+
+    def lines(self) -> list[str]:
+        """As text."""
+        from gswarm import units, views
+
+        out = [f"task {self.task} is {self.phase.value}: {self.reason}"]
+        if self.waits_s is not None:
+            bound = f" of at most {self.wait_bound_s:g} s" if self.wait_bound_s else ""
+            out.append(f"waits     {units.duration(self.waits_s)}{bound}")
+        if self.expected_start is not None:
+            out.append(f"starts    {units.clock(self.expected_start)} on {self.expected_on} ({self.basis})")
+        if self.needs:
+            out.append(f"needs     {self.needs}")
+        if self.verdicts:
+            out += ["", *views.table(self.verdicts, Verdict)]
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class PlanView:
+    """The plan with its lanes."""
+
+    plan: Plan
+    lanes: tuple[Lane, ...]
+
+    def lines(self) -> list[str]:
+        """As text: the summary, then the order on each device."""
+        from gswarm import units
+
+        plan = self.plan
+        out = [
+            f"{plan.ready} ready, {plan.running} running, {plan.blocked} blocked; loads {plan.swaps}, first-come {plan.swaps_first_come}; "
+            f"oldest waits {units.age(plan.oldest_wait_s)} of {plan.wait_bound_s:g}s"
+        ]
+        if plan.done_at is not None and (plan.ready or plan.running):
+            basis = f"{plan.runs_seen} runs seen" if plan.runs_seen else "a guess: no runs were seen yet"
+            out[0] += f"; done about {units.clock(plan.done_at)} ({basis})"
+        for lane in self.lanes:
+            out += ["", lane.alias]
+            for block in lane.blocks:
+                what = (
+                    "running"
+                    if block.running
+                    else f"load {units.duration(block.load_s)}, then" if block.load_s else "next"
+                )
+                ids = " ".join(block.task_ids[:8]) + (" ..." if block.count > 8 else "")
+                out.append(
+                    f"  {units.clock(block.start)} to {units.clock(block.end)}  {block.model} x{block.count}  {what}: {ids}  ({block.reason})"
+                )
+        return out
+
+
+def workflow_done(asked: Workflow, now: Workflow | None) -> Progress:
+    """How far a workflow is."""
+    if now is None:
+        return Progress(ConditionState.DONE, 1.0, f"{asked.id} ended and has left the watch; see gswarm queue history")
+    told = f"{now.id}: {now.done} of {now.tasks} done"
+    if now.failed or now.cancelled:
+        told += f", {now.failed} failed, {now.cancelled} cancelled"
+    if now.phase is WorkflowPhase.DONE:
+        return Progress(ConditionState.DONE, 1.0, told)
+    if now.phase in (WorkflowPhase.FAILED, WorkflowPhase.CANCELLED):
+        return Progress(ConditionState.FAILED, None, told)
+    return Progress(ConditionState.PENDING, (now.done + now.failed + now.cancelled) / max(1, now.tasks), told)

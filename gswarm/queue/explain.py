@@ -1,0 +1,185 @@
+"""Why a task stands where it stands: one true reason, and device by device what it would take. Pure, over a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from gswarm.cluster.types import Device, DeviceKind, DevicePhase, Node, NodePhase
+from gswarm.model.types import Model, Placement, PlacementPhase, Service, ServicePhase
+from gswarm.queue.types import Explanation, Lane, Plan, Takes, Task, TaskPhase, TaskType, Verdict
+from gswarm.units import size as show_size
+
+GONE = (ServicePhase.STOPPED, ServicePhase.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state that an explanation is a function of."""
+
+    now: datetime
+    tasks: Mapping[str, Task]
+    devices: Mapping[str, Device]
+    nodes: Mapping[str, Node]
+    models: Mapping[str, Model]
+    placements: Mapping[str, Placement]
+    services: Mapping[str, Service]
+    lanes: Mapping[str, Lane]
+    plan: Plan | None
+
+
+def explain(task: Task, snapshot: Snapshot) -> Explanation:
+    """The explanation of one task."""
+    verdicts = _verdicts(task, snapshot) if task.model and task.phase in (TaskPhase.READY, TaskPhase.WAITING) else ()
+    start, where, basis = _expected(task, snapshot)
+    wait = (snapshot.now - task.ready_at).total_seconds() if task.ready_at and task.phase is TaskPhase.READY else None
+    return Explanation(
+        task=task.id,
+        phase=task.phase,
+        reason=_reason(task, snapshot, verdicts),
+        waits_s=wait,
+        wait_bound_s=snapshot.plan.wait_bound_s if snapshot.plan else None,
+        expected_start=start,
+        expected_on=where,
+        basis=basis,
+        needs=_needs(task, snapshot),
+        verdicts=verdicts,
+    )
+
+
+def _reason(task: Task, snapshot: Snapshot, verdicts: tuple[Verdict, ...]) -> str:
+    match task.phase:
+        case TaskPhase.DONE:
+            return f"done, on {task.service or task.node or 'the host'}"
+        case TaskPhase.FAILED | TaskPhase.CANCELLED | TaskPhase.BACKOFF:
+            return task.detail
+        case TaskPhase.RUNNING:
+            return f"running on {task.service or 'the host'}, attempt {task.attempt}"
+        case TaskPhase.WAITING:
+            waits = [
+                name
+                for name in task.depends_on
+                if (t := snapshot.tasks.get(name)) is not None and t.phase is not TaskPhase.DONE
+            ]
+            return f"waiting for task {', '.join(waits)}" if waits else "waiting for tasks that have just ended"
+    if task.type is not TaskType.INFERENCE:
+        return "ready; the host carries it out next"
+    if task.model not in snapshot.models:
+        return f"there is no model {task.model}: gswarm model download {task.model} --source ..."
+    stored = [p for p in snapshot.placements.values() if p.model == task.model and p.phase is PlacementPhase.STORED]
+    if not stored:
+        return f"{task.model} is stored on no node"
+    serving = [s for s in snapshot.services.values() if s.model == task.model and s.phase not in GONE and not s.stop]
+    if any(s.phase is ServicePhase.READY for s in serving):
+        ahead = sum(
+            1
+            for t in snapshot.tasks.values()
+            if t.model == task.model and t.phase in (TaskPhase.READY, TaskPhase.RUNNING) and int(t.id) < int(task.id)
+        )
+        return f"{task.model} is served and busy; {ahead} of its tasks are before this one"
+    if serving:
+        return f"{task.model} is {serving[0].phase.value} on {serving[0].node}"
+    if not verdicts:
+        return "no device is known"
+    if not any(v.takes is not Takes.NO for v in verdicts):
+        return f"no device can take {task.model}: {verdicts[0].why}"
+    return f"every device that could take {task.model} is busy with other models"
+
+
+def _needs(task: Task, snapshot: Snapshot) -> str:
+    model = snapshot.models.get(task.model)
+    if not task.model:
+        return ""
+    if model is None or not model.size_bytes:
+        return task.model
+    return f"{task.model}, {show_size(needed_bytes(model))} on a device"
+
+
+def needed_bytes(model: Model) -> int:
+    """Device memory the model's default backend takes, by the backend's own estimate."""
+    return model.size_bytes + model.size_bytes // (4 if model.simulated else 10)
+
+
+def _verdicts(task: Task, snapshot: Snapshot) -> tuple[Verdict, ...]:
+    found = [_verdict(task, device, snapshot) for device in snapshot.devices.values()]
+    order = {Takes.YES: 0, Takes.COULD: 1, Takes.NO: 2}
+    return tuple(
+        sorted(
+            found, key=lambda v: (order[v.takes], v.expected_start is None, v.expected_start or snapshot.now, v.device)
+        )
+    )
+
+
+def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
+    def answer(takes: Takes, why: str, change: str = "", start: datetime | None = None) -> Verdict:
+        return Verdict(device.alias, takes, start, why, change)
+
+    node = snapshot.nodes.get(device.node)
+    if node is None or node.phase is not NodePhase.READY:
+        return answer(Takes.NO, f"{device.node} is {node.phase.value if node else 'gone'}")
+    if device.phase is DevicePhase.LOST:
+        return answer(Takes.NO, f"lost: {device.detail}")
+    model = snapshot.models.get(task.model)
+    if model is None:
+        return answer(Takes.NO, f"there is no model {task.model}")
+    if model.simulated != (device.kind is DeviceKind.SIMULATED):
+        return answer(Takes.NO, "simulated" if not model.simulated else "a real device; the model is simulated")
+    here = [s for s in snapshot.services.values() if device.id in s.device_ids and s.phase not in GONE and not s.stop]
+    mine = next((s for s in here if s.model == task.model), None)
+    if mine is not None:
+        start = _lane_start(task, device, snapshot)
+        word = "holds" if mine.phase is ServicePhase.READY else f"is {mine.phase.value}:"
+        return answer(Takes.YES, f"{word} {task.model}", start=start)
+    stored = any(
+        p.model == task.model and p.node == device.node and p.phase is PlacementPhase.STORED
+        for p in snapshot.placements.values()
+    )
+    if not stored:
+        return answer(
+            Takes.NO,
+            f"{task.model} is not stored on {device.node}",
+            f"gswarm model download {task.model} --node {device.node} --source ...",
+        )
+    if any(
+        device.id in s.device_ids and s.model == task.model and s.phase is ServicePhase.FAILED
+        for s in snapshot.services.values()
+    ):
+        return answer(
+            Takes.NO, f"{task.model} failed there", f"gswarm model serve {task.model} --device {device.alias}"
+        )
+    needed = needed_bytes(model)
+    if needed > device.memory_bytes:
+        return answer(Takes.NO, f"has {show_size(device.memory_bytes)}, {show_size(needed)} are needed")
+    taken = sum((s.memory_bytes or 0) for s in here)
+    free = device.memory_bytes - taken
+    if needed <= free:
+        return answer(
+            Takes.COULD,
+            f"free {show_size(free)}, needs a load",
+            f"gswarm model serve {task.model} --device {device.alias}",
+        )
+    holders = ", ".join(s.name for s in here)
+    return answer(
+        Takes.NO,
+        f"free {show_size(free)}, {show_size(needed - free)} too little; held by {holders}",
+        f"gswarm model stop {here[0].name}" if here else "",
+    )
+
+
+def _lane_start(task: Task, device: Device, snapshot: Snapshot) -> datetime | None:
+    lane = snapshot.lanes.get(device.id)
+    if lane is None:
+        return None
+    return next((b.start for b in lane.blocks if task.id in b.task_ids), None)
+
+
+def _expected(task: Task, snapshot: Snapshot) -> tuple[datetime | None, str, str]:
+    if task.phase is not TaskPhase.READY:
+        return None, "", ""
+    for lane in snapshot.lanes.values():
+        for block in lane.blocks:
+            if task.id in block.task_ids and not block.running:
+                basis = f"{block.runs_seen} runs seen" if block.runs_seen else "a guess: no runs of it were seen yet"
+                return block.start, lane.alias, basis
+    return None, "", ""

@@ -1,0 +1,307 @@
+"""What may happen to a task and its workflow, as functions of a transaction; every change of phase goes through here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+
+from gswarm.errors import ExhaustedError, NotFoundError, RefusedError
+from gswarm.host.store import Transaction
+from gswarm.v1 import agent_pb2, common_pb2, queue_pb2
+from gswarm.v1.queue_pb2 import Task, Workflow
+
+WAITING, READY, RUNNING = queue_pb2.TASK_PHASE_WAITING, queue_pb2.TASK_PHASE_READY, queue_pb2.TASK_PHASE_RUNNING
+DONE, FAILED, CANCELLED = queue_pb2.TASK_PHASE_DONE, queue_pb2.TASK_PHASE_FAILED, queue_pb2.TASK_PHASE_CANCELLED
+BACKOFF = queue_pb2.TASK_PHASE_BACKOFF
+FINAL = frozenset({DONE, FAILED, CANCELLED})
+LEASE_S = 30.0
+OUTPUT_LIMIT = 64 * 1024
+BACKOFF_CAP_S = 60.0
+
+
+def submit(request: queue_pb2.SubmitRequest, *, limit: int) -> Callable[[Transaction], queue_pb2.SubmitResponse]:
+    """Make all workflows of a checked request, or none."""
+
+    def operation(tx: Transaction) -> queue_pb2.SubmitResponse:
+        unfinished = sum(w.tasks - w.done - w.failed - w.cancelled for w in tx.list(Workflow))
+        asked = sum(len(spec.actions) for spec in request.workflows)
+        if unfinished + asked > limit:
+            raise ExhaustedError(
+                "the queue is full",
+                why=f"{unfinished} tasks are unfinished, {limit} are allowed",
+                next="wait, or raise host.queue_limit",
+            )
+        response = queue_pb2.SubmitResponse(revision=tx.revision)
+        for spec in request.workflows:
+            workflow = _make(tx, spec)
+            response.workflows.append(workflow)
+            response.first_task_ids.append(workflow.first_task)
+        names = ", ".join(w.id for w in response.workflows)
+        tx.event(
+            "queue.submitted", f"{names}: {asked} tasks", subject=response.workflows[0] if response.workflows else None
+        )
+        return response
+
+    return operation
+
+
+def _make(tx: Transaction, spec: queue_pb2.WorkflowSpec) -> Workflow:
+    first = 0
+    ids: dict[str, str] = {}
+    for action in spec.actions:
+        number = tx.next_id("task")
+        first = first or number
+        ids[action.id] = str(number)
+    workflow = Workflow(
+        id=f"w{tx.next_id('workflow')}",
+        name=spec.name,
+        phase=queue_pb2.WORKFLOW_PHASE_ACTIVE,
+        tasks=len(spec.actions),
+        actor=tx.actor,
+        first_task=first,
+    )
+    workflow.created_at.FromDatetime(tx.now)
+    tx.put(workflow)
+    for action in spec.actions:
+        task = Task(
+            id=ids[action.id],
+            workflow_id=workflow.id,
+            action=action.id,
+            type=action.type,
+            model=action.model,
+            priority=action.priority or queue_pb2.PRIORITY_NORMAL,
+            phase=WAITING if action.depends_on else READY,
+            retries=action.retries,
+            timeout_s=action.timeout_s,
+            depends_on=[ids[name] for name in action.depends_on],
+            params_json=action.params_json,
+            actor=tx.actor,
+        )
+        task.created_at.FromDatetime(tx.now)
+        if not action.depends_on:
+            task.ready_at.FromDatetime(tx.now)
+        tx.put(task)
+    return workflow
+
+
+def siblings(tx: Transaction, workflow: Workflow) -> Iterator[Task]:
+    """All tasks of a workflow that are still watched, in order."""
+    for number in range(workflow.first_task, workflow.first_task + workflow.tasks):
+        if (task := tx.get(Task, str(number))) is not None:
+            yield task
+
+
+def edit(tx: Transaction, task_id: str) -> Task:
+    """A private copy of a task. Raises NotFoundError."""
+    task = tx.edit(Task, task_id)
+    if task is None:
+        raise NotFoundError(
+            f"there is no task {task_id} in the queue", next="finished ones are in gswarm queue history", field="task"
+        )
+    return task
+
+
+def lease(tx: Transaction, task: Task, *, node: str, service: str, device_ids: Iterable[str]) -> None:
+    """A new attempt starts on a node."""
+    task.phase = RUNNING
+    task.attempt += 1
+    task.node, task.service, task.detail = node, service, ""
+    del task.device_ids[:]
+    task.device_ids.extend(device_ids)
+    task.started_at.FromDatetime(tx.now)
+    task.lease_until.FromDatetime(tx.now + timedelta(seconds=LEASE_S))
+    tx.put(task)
+
+
+def ready_again(tx: Transaction, task: Task, why: str) -> None:
+    """An attempt was lost (its node went, its lease ran out): the task waits for another. Not a failure of the task."""
+    if task.cancel:
+        finish(tx, task, CANCELLED, "cancelled")
+        return
+    task.phase, task.detail = READY, why
+    task.ClearField("started_at")
+    task.ClearField("lease_until")
+    task.node = task.service = ""
+    del task.device_ids[:]
+    tx.put(task)
+
+
+def attempt_failed(tx: Transaction, task: Task, why: str, *, permanent: bool = False) -> None:
+    """An attempt failed: try again later while attempts are left, else the task has failed."""
+    if task.cancel:
+        finish(tx, task, CANCELLED, "cancelled")
+    elif permanent or task.attempt > task.retries:
+        finish(tx, task, FAILED, why)
+    else:
+        pause = min(BACKOFF_CAP_S, 2.0 ** min(task.attempt, 10) / 2)
+        task.phase, task.detail = BACKOFF, f"attempt {task.attempt} of {task.retries + 1} failed: {why}"
+        task.retry_at.FromDatetime(tx.now + timedelta(seconds=pause))
+        tx.put(task)
+        tx.event("task.retry", f"task {task.id}: {task.detail}", subject=task, severity=common_pb2.SEVERITY_WARNING)
+
+
+def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, detail: str) -> None:
+    """A task has its end; its dependents become ready, or fail with the reason."""
+    task.phase, task.detail = phase, detail
+    task.finished_at.FromDatetime(tx.now)
+    task.ClearField("lease_until")
+    tx.put(task)
+    if phase == FAILED:
+        tx.event(
+            "task.failed",
+            f"task {task.id} ({task.action}) failed: {detail}",
+            subject=task,
+            severity=common_pb2.SEVERITY_ERROR,
+        )
+    workflow = tx.edit(Workflow, task.workflow_id)
+    if workflow is None:
+        return
+    ended = [task]
+    while ended:
+        last = ended.pop()
+        _count(workflow, last.phase)
+        for other in siblings(tx, workflow):
+            if last.id not in other.depends_on or other.phase != WAITING:
+                continue
+            dependent = edit(tx, other.id)
+            if last.phase == DONE:
+                if all(_phase(tx, need) == DONE for need in dependent.depends_on):
+                    dependent.phase = READY
+                    dependent.ready_at.FromDatetime(tx.now)
+                    tx.put(dependent)
+                continue
+            word = "failed" if last.phase == FAILED else "was cancelled"
+            dependent.phase = FAILED if last.phase == FAILED else CANCELLED
+            dependent.detail = f"not run: {last.action} (task {last.id}) {word}"
+            dependent.finished_at.FromDatetime(tx.now)
+            tx.put(dependent)
+            ended.append(dependent)
+    if workflow.done + workflow.failed + workflow.cancelled >= workflow.tasks:
+        _end(tx, workflow)
+    tx.put(workflow)
+
+
+def _phase(tx: Transaction, task_id: str) -> queue_pb2.TaskPhase.ValueType:
+    task = tx.get(Task, task_id)
+    return task.phase if task is not None else DONE
+
+
+def _count(workflow: Workflow, phase: queue_pb2.TaskPhase.ValueType) -> None:
+    if phase == DONE:
+        workflow.done += 1
+    elif phase == FAILED:
+        workflow.failed += 1
+    else:
+        workflow.cancelled += 1
+
+
+def _end(tx: Transaction, workflow: Workflow) -> None:
+    if workflow.failed:
+        workflow.phase = queue_pb2.WORKFLOW_PHASE_FAILED
+    elif workflow.cancelled:
+        workflow.phase = queue_pb2.WORKFLOW_PHASE_CANCELLED
+    else:
+        workflow.phase = queue_pb2.WORKFLOW_PHASE_DONE
+    workflow.finished_at.FromDatetime(tx.now)
+    told = f"{workflow.done} done, {workflow.failed} failed, {workflow.cancelled} cancelled"
+    tx.event("workflow.ended", f"{workflow.id} ({workflow.name}): {told}", subject=workflow)
+
+
+def reported(tx: Transaction, node: str, report: agent_pb2.Report) -> None:
+    """What an agent says of an attempt; late words of older attempts are dropped, one result is kept."""
+    told = report.task
+    task = tx.edit(Task, told.attempt.task_id)
+    if task is None or task.phase in FINAL or told.attempt.attempt != task.attempt or task.node not in ("", node):
+        return
+    if told.phase == DONE:
+        if len(told.output_json.encode()) > OUTPUT_LIMIT:
+            attempt_failed(tx, task, f"its output is over {OUTPUT_LIMIT} bytes", permanent=True)
+            return
+        task.output_json = told.output_json
+        task.node = node
+        if told.HasField("tokens_in"):
+            task.tokens_in = told.tokens_in
+        if told.HasField("tokens_out"):
+            task.tokens_out = told.tokens_out
+        finish(tx, task, DONE, "")
+    elif told.phase == FAILED:
+        attempt_failed(tx, task, told.detail, permanent=told.permanent)
+    elif told.phase == CANCELLED:
+        if task.cancel:
+            finish(tx, task, CANCELLED, "cancelled while running")
+        else:
+            ready_again(tx, task, told.detail)
+
+
+def cancel(tx: Transaction, task_ids: Iterable[str]) -> tuple[int, list[Task]]:
+    """Cancel tasks: (how many that changed, the running ones to revoke). Ids that are finished change nothing."""
+    changed, running = 0, []
+    for task_id in task_ids:
+        task = edit(tx, task_id)
+        if task.phase in FINAL:
+            continue
+        changed += 1
+        task.cancel = True
+        if task.phase == RUNNING and task.service:
+            tx.put(task)
+            running.append(task)
+        else:
+            finish(tx, task, CANCELLED, "cancelled before it ran")
+    return changed, running
+
+
+def retry(tx: Transaction, task_ids: Iterable[str]) -> int:
+    """Put failed or cancelled tasks, and what was not run because of them, back to work."""
+    count = 0
+    for task_id in task_ids:
+        task = edit(tx, task_id)
+        if task.phase not in (FAILED, CANCELLED):
+            raise RefusedError(
+                f"task {task_id} has not failed",
+                why=f"it is {queue_pb2.TaskPhase.Name(task.phase)[11:].lower()}",
+                field="task",
+            )
+        workflow = tx.edit(Workflow, task.workflow_id)
+        if workflow is None:
+            continue
+        again = {task.id}
+        for other in siblings(tx, workflow):
+            if (
+                other.phase in (FAILED, CANCELLED)
+                and other.detail.startswith("not run:")
+                and again & set(other.depends_on)
+            ):
+                again.add(other.id)
+        for name in sorted(again, key=int):
+            _restart(tx, edit(tx, name), workflow, again)
+            count += 1
+        workflow.phase = queue_pb2.WORKFLOW_PHASE_ACTIVE
+        workflow.ClearField("finished_at")
+        tx.put(workflow)
+    return count
+
+
+def _restart(tx: Transaction, task: Task, workflow: Workflow, again: set[str]) -> None:
+    if task.phase == FAILED:
+        workflow.failed -= 1
+    else:
+        workflow.cancelled -= 1
+    waits = any(need in again or _phase(tx, need) != DONE for need in task.depends_on)
+    task.phase, task.detail, task.cancel = WAITING if waits else READY, "", False
+    task.retries += task.attempt  # as many further attempts as it had at first
+    for field in ("finished_at", "started_at", "retry_at", "ready_at"):
+        task.ClearField(field)
+    if not waits:
+        task.ready_at.FromDatetime(tx.now)
+    tx.put(task)
+
+
+def outputs(tx: Transaction, task: Task) -> dict[str, object]:
+    """What the tasks it depends on gave, by action id."""
+    found: dict[str, object] = {}
+    for need in task.depends_on:
+        other = tx.get(Task, need)
+        if other is not None and other.output_json:
+            found[other.action] = json.loads(other.output_json)
+    return found

@@ -1,0 +1,230 @@
+"""The planner's seam: typed events in, instructions out, on the clock that the events carry. Pure.
+
+A strategy is a state machine. Whoever drives it (the live dispatcher, a simulator, a test) feeds it everything that
+happens, in order, and carries out what it answers. It keeps no clock, reads nothing, and imports nothing of ours; so
+the same object plans the live queue, its projection on the screen, and a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+
+class Rank(IntEnum):
+    """How much a job matters."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+    CRITICAL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A task that needs a model. `needs` are the unfinished jobs it waits for."""
+
+    id: str
+    model: str
+    rank: Rank = Rank.NORMAL
+    needs: frozenset[str] = frozenset()
+    waited_s: float = 0.0
+    """How long it has been ready already when it arrives (after a restart)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where models run. On a `shared` one several fit while memory lasts; else one server takes it whole."""
+
+    id: str
+    memory: int
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a model takes, and on which devices it could be loaded now (its files are there, it fits at all)."""
+
+    name: str
+    memory: int
+    devices: tuple[str, ...] = ()
+    load_s: float = 10.0
+    run_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running copy of a model. Only `ours` may be unloaded by a strategy."""
+
+    id: str
+    model: str
+    devices: tuple[str, ...]
+    memory: int = 0
+    slots: int = 1
+    ready: bool = False
+    ours: bool = False
+    reachable: bool = True
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A job is there, or what is known of it has changed."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A job runs on a server without having been asked for (adopted after a restart)."""
+
+    job: Job
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A job is done: what needs it may go on."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A job will not run now: cancelled, failed, waiting to be retried, or its start was refused."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerIs:
+    """A server appeared or changed."""
+
+    server: Server
+
+
+@dataclass(frozen=True, slots=True)
+class ServerGone:
+    """A server is no more; `failed` if it could not be kept up."""
+
+    server: str
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRefused:
+    """A `Load` was not carried out."""
+
+    model: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIs:
+    """A device appeared or changed."""
+
+    device: Device
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGone:
+    """A device can no longer be used."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIs:
+    """A model appeared, or what is known of it has changed."""
+
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGone:
+    """A model was deleted."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed."""
+
+
+Event = (
+    Arrived
+    | Started
+    | Completed
+    | Withdrawn
+    | ServerIs
+    | ServerGone
+    | LoadRefused
+    | DeviceIs
+    | DeviceGone
+    | ModelIs
+    | ModelGone
+    | Ticked
+)
+
+# Instructions
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Run a job on a server, now."""
+
+    job: str
+    server: str
+    passed_over: int = 0
+    """How often later jobs were started in its place while it was ready."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Bring a model up on devices."""
+
+    model: str
+    devices: tuple[str, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """End a server of ours that runs nothing."""
+
+    server: str
+    reason: str = ""
+
+
+Instruction = Start | Load | Unload
+
+
+class Strategy(Protocol):
+    """Decides which job runs where, and which model is loaded where."""
+
+    name: str
+    wait_bound_s: float
+    """How long a ready job may be passed over, seconds."""
+
+    def handle(self, now: float, events: Sequence[Event]) -> list[Instruction]:
+        """Take in what happened at `now` (seconds on a clock that never goes back) and say what to do."""
+
+    def next_tick(self) -> float | None:
+        """When it wants a `Ticked` at the latest; None: only when something happens."""
+
+    def passed_over(self, job: str) -> int:
+        """How often later jobs were started in a ready job's place; 0 for others."""
+
+
+def create(name: str, *, wait_bound_s: float) -> Strategy:
+    """The strategy of this name. Raises KeyError."""
+    from gswarm.scheduler.strategies.grouping import Grouping
+
+    known: dict[str, Callable[[float], Strategy]] = {"grouping": Grouping}
+    return known[name](wait_bound_s)
