@@ -268,7 +268,7 @@ async def test_a_form_says_what_will_happen_and_runs() -> None:
         await pilot.press("enter")
         await pilot.pause()
         assert feed.performed == [
-            ("model serve", {"model": "qwen-7b", "device": ["n1:gpu1"], "port": 0, "backend": None})
+            ("model serve", {"name": "qwen-7b", "device": ["n1:gpu1"], "port": 0, "backend": None})
         ]
         assert at(app) is Overview
         assert "$ gswarm model serve qwen-7b --device n1:gpu1" in text(app)

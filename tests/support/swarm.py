@@ -238,7 +238,7 @@ DEEDS = (
     Deed(
         "model serve", "s", "Serve a model.", "starts a backend",
         (
-            Field("model", ref="model", is_required=True, doc="model to serve"),
+            Field("name", ref="model", is_required=True, doc="model to serve"),
             Field("device", ref="device", is_list=True, is_option=True, default=[], doc="where"),
             Field("port", FieldKind.INT, is_option=True, default=0, doc="port on the node; 0: any"),
             Field("backend", FieldKind.CHOICE, is_option=True, choices=("transformers", "vllm", "simulated")),

@@ -20,7 +20,12 @@ class Choice:
     lacking: str = ""
 
 
-def choices(field: Field, view: View, values: Mapping[str, Any]) -> tuple[Choice, ...]:
+def named(deed: Deed, values: Mapping[str, Any], ref: str) -> Any:
+    """The value of the field that names a resource of kind `ref`."""
+    return next((values[f.name] for f in deed.fields if f.ref == ref and values.get(f.name)), None)
+
+
+def choices(deed: Deed, field: Field, view: View, values: Mapping[str, Any]) -> tuple[Choice, ...]:
     """What `field` can be now: those that fit first, those that don't behind them, with the reason."""
     if field.choices:
         return tuple(Choice(c) for c in field.choices)
@@ -30,7 +35,7 @@ def choices(field: Field, view: View, values: Mapping[str, Any]) -> tuple[Choice
         case "service":
             return tuple(Choice(s.name, f"{s.model} {s.phase.value}") for m in view.models for s in m.services)
         case "device":
-            found = [_device(d, view, values) for d in view.devices]
+            found = [_device(d, view, named(deed, values, "model"), values) for d in view.devices]
             return tuple(sorted(found, key=lambda c: c.lacking != ""))
         case "node":
             return tuple(
@@ -48,8 +53,8 @@ def choices(field: Field, view: View, values: Mapping[str, Any]) -> tuple[Choice
     return ()
 
 
-def _device(d: DeviceView, view: View, values: Mapping[str, Any]) -> Choice:
-    model = next((m for m in view.models if m.name == values.get("model")), None)
+def _device(d: DeviceView, view: View, name: Any, values: Mapping[str, Any]) -> Choice:
+    model = next((m for m in view.models if m.name == name), None)
     free = None if d.memory is None else d.memory_total - d.memory
     note = f"free {figures.size(free)} of {figures.size(d.memory_total)}" if free is not None else d.name[:24]
     if d.is_simulated:
@@ -69,31 +74,31 @@ def _device(d: DeviceView, view: View, values: Mapping[str, Any]) -> Choice:
 def will_happen(deed: Deed, view: View, values: Mapping[str, Any]) -> str:
     """One line that says what running it does, with numbers where there are any."""
     if deed.name == "model serve":
-        return _serve(view, values)
+        return _serve(deed, view, values)
     if deed.name == "model stop":
-        service = next((s for m in view.models for s in m.services if s.name == values.get("service")), None)
+        service = next((s for m in view.models for s in m.services if s.name == named(deed, values, "service")), None)
         if service is not None:
             freed = f", frees {figures.size(service.memory_bytes)}" if service.memory_bytes else ""
             waiting = sum(t.model == service.model for t in view.tasks)
             tasks = f"; {waiting} queued tasks want {service.model}" if waiting else ""
             return f"stops {service.name} on {service.node}{freed}{tasks}"
     if deed.name == "data delete":
-        chunk = next((c for c in view.chunks if c.id == values.get("chunk")), None)
+        chunk = next((c for c in view.chunks if c.id == named(deed, values, "chunk")), None)
         if chunk is not None:
             held = f"; held by {', '.join(h.name for h in chunk.chunk.holders)}" if chunk.references else ""
             return f"deletes {figures.size(chunk.size)} on {chunk.where or 'no node'}{held}"
     if deed.name == "queue cancel":
-        task = next((t for t in view.tasks if t.id == values.get("task")), None)
+        task = next((t for t in view.tasks if t.id == named(deed, values, "task")), None)
         if task is not None:
             return f"cancels task {task.id}" + (f", which runs on {task.where}" if task.is_running else "")
     return deed.effect or deed.summary
 
 
-def _serve(view: View, values: Mapping[str, Any]) -> str:
-    model = next((m for m in view.models if m.name == values.get("model")), None)
+def _serve(deed: Deed, view: View, values: Mapping[str, Any]) -> str:
+    model = next((m for m in view.models if m.name == named(deed, values, "model")), None)
     if model is None:
         return "starts a backend that serves the model"
-    places = values.get("device") or values.get("devices") or []
+    places = named(deed, values, "device") or []
     where = " ".join(places) if places else "a device that the host picks"
     loads = [s.load_s for s in model.services if s.load_s is not None]
     basis = (

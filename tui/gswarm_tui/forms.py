@@ -127,7 +127,7 @@ class Form(ModalScreen[Any]):
         if view is None:
             return ()
         known = self.values()
-        found = choices(entry.field, view, known)
+        found = choices(self.deed, entry.field, view, known)
         typed = self._prefix.get(entry.field.name, "") if entry.field.name in self._picked else entry.value
         last = typed.replace(",", " ").split(" ")[-1].lower() if entry.field.is_list else typed.lower()
         exact = any(c.value.lower() == last for c in found)

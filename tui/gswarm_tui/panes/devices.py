@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.binding import Binding, BindingType
 
@@ -16,6 +16,9 @@ from ..widgets.spans import Span, Spans
 from ..widgets.sparkline import cell
 from ..widgets.table import Column, Content, Row
 from .base import Pane
+
+if TYPE_CHECKING:
+    from ..deeds import Deed
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +218,19 @@ class DevicesPane(Pane):
             return None
         return next((d.alias for d in self.view.devices if d.id == key), key)
 
+    def values_for(self, deed: Deed) -> dict[str, Any]:
+        """The device; and its node, for a recording of these."""
+        out = super().values_for(deed)
+        key = (self.cursor_key or "").removeprefix("node/")
+        node = (
+            next((n.name for n in self.view.nodes if n.name == key or any(d.id == key for d in n.devices)), "")
+            if self.view
+            else ""
+        )
+        if deed.domain == "profiler" and node:
+            out.update({f.name: [node] if f.is_list else node for f in deed.fields if f.ref == "node"})
+        return out
+
 
 class LanesPane(DevicesPane):
     """Lanes of the whole fleet, above the queue when that is in full."""
@@ -222,10 +238,11 @@ class LanesPane(DevicesPane):
     number = LANES
 
     def draw(self, view: View, width: int, height: int) -> Content:
-        cells = max(0, width - 1 - 10 - 1)
+        name = max(10, min(16, max((len(_name(d, view)) for d in view.devices), default=0) + 1))
+        cells = max(0, width - 1 - name - 1)
         short = initials(b.model for d in view.devices for b in d.blocks)
         now = view.totals.now.timestamp()
-        columns = (Column("", 10, gap=0), Column("", cells, gap=0, heading=axis(cells, self.cell_s)))
+        columns = (Column("", name, gap=0), Column("", cells, gap=0, heading=axis(cells, self.cell_s)))
         rows = []
         for d in view.devices:
             body: Spans = (("× ", "failed"), (f"{d.trouble}, no plan", "failed"))

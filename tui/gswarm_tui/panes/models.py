@@ -23,7 +23,7 @@ class ModelsPane(Pane):
     detail = "model info"
     listing = "model list"
     kind = "model"
-    empty = ("no models yet", "$ gswarm model download NAME --source file:///path", "or press d")
+    empty = ("no models yet; press d, or type", "$ gswarm model download NAME \\", "      --source file:///path")
 
     def draw(self, view: View, width: int, height: int) -> Content:
         has_where = width >= 58

@@ -51,7 +51,7 @@ class Row:
 class Later:
     """A row that is made when it is first looked at: of thousands only the visible ones are."""
 
-    __slots__ = ("_make", "_made", "key")
+    __slots__ = ("_made", "_make", "key")
 
     def __init__(self, key: str, make: Callable[[], Row]) -> None:
         self.key, self._make = key, make
