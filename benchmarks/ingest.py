@@ -1,0 +1,231 @@
+"""What many nodes cost the host: its CPU beside a bare grpc.aio server that only counts the same bytes.
+
+Every node has its own connection and sends one tick a second and a heartbeat every two, in the phase slot that the host
+gave it. Both servers run in processes of their own for the whole time and are driven in turns, so that the machine's
+moods meet both. Prints one JSON line.
+
+    python benchmarks/ingest.py [--nodes 200] [--devices 8] [--seconds 10] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import psutil
+
+from gswarm import __version__, net
+from gswarm.v1 import agent_pb2, cluster_pb2, profiler_pb2
+
+METHOD = "/gswarm.v1.Agent/Attach"
+SLOTS = 10
+TICK_S, BEAT_TICKS = 1.0, 2
+WARM_TICKS = 2
+
+
+async def serve_host(directory: Path) -> None:
+    """The real host, whole."""
+    from gswarm.config import Config, HostConfig
+    from gswarm.host.server import host
+
+    async with host(Config(host=HostConfig(port=0, http_port=0, model_port=0)), directory) as context:
+        print(f"{context.file.port} {context.token}", flush=True)
+        await context.stopping.wait()
+
+
+async def serve_bare() -> None:
+    """A server that takes the same streams, counts their bytes and gives them slots; nothing is parsed."""
+    counted, attached = 0, 0
+
+    async def attach(_: object, context: Any) -> None:
+        nonlocal counted, attached
+        slot = attached % SLOTS * (100 // SLOTS)
+        attached += 1
+        counted += len(await context.read())
+        welcome = agent_pb2.Welcome(phase_ms=slot, heartbeat_s=BEAT_TICKS * TICK_S)
+        await context.write(agent_pb2.AttachResponse(welcome=welcome).SerializeToString())
+        while (message := await context.read()) is not grpc.aio.EOF:
+            counted += len(message)
+
+    handler: Any = grpc.stream_stream_rpc_method_handler(attach)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("gswarm.v1.Agent", {"Attach": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"{port} -", flush=True)
+    await server.wait_for_termination()
+
+
+@dataclass
+class Server:
+    """One of the two, as a process."""
+
+    process: asyncio.subprocess.Process
+    port: int
+    token: str
+    cpu_s: list[float] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)
+
+    def cpu(self) -> float:
+        """CPU seconds so far, user and system."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
+
+@contextlib.asynccontextmanager
+async def start(*arguments: str) -> AsyncIterator[Server]:
+    """Run this file as a server."""
+    process = await asyncio.create_subprocess_exec(sys.executable, __file__, *arguments, stdout=-1)
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
+        if not line:
+            raise SystemExit(f"the {arguments[1]} server did not start")
+        yield Server(process, int(line[0]), line[1])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def real_ticks(name: str, devices: int) -> tuple[profiler_pb2.MetricSchema, list[cluster_pb2.Device], bytes]:
+    """Schema, devices and one tick, made by the very code that agents use."""
+    from gswarm.profiler.metrics import columns
+    from gswarm.profiler.packing import pack
+    from gswarm.profiler.simulated import parse
+
+    found = parse(name, f"{devices}xH100", first_index=0)
+    tick = pack([device.read() for device in found], seq=1, time_unix_us=1, schema_id=1)
+    tick.node = name
+    schema = profiler_pb2.MetricSchema(node=name, id=1, columns=columns(), device_ids=[d.id for d in found])
+    return schema, [device.describe() for device in found], tick.SerializeToString()
+
+
+class Node:
+    """One simulated node on its own connection."""
+
+    def __init__(self, server: Server, number: int, devices: int) -> None:
+        self.name = f"bench{number}"
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options)
+        self._metadata = net.bearer(server.token if server.token != "-" else None)
+        self.schema, self.devices, tick = real_ticks(self.name, devices)
+        self._tick = profiler_pb2.SampleTick.FromString(tick)
+        self._seq = 0
+        self.sent = 0
+        self.phase_s = 0.0
+        self._call: Any = self._channel.stream_stream(METHOD)(metadata=self._metadata)
+        self._reader: asyncio.Task[None] | None = None
+
+    async def attach(self) -> None:
+        """Say hello, hear the slot, and go on reading whatever comes."""
+        node = cluster_pb2.Node(name=self.name, incarnation="bench", version=__version__)
+        hello = agent_pb2.Hello(node=node, devices=self.devices, outbox=self.name)
+        await self._say(agent_pb2.AttachRequest(hello=hello))
+        async with asyncio.timeout(30):
+            first: Any = await self._call.read()
+        welcome = agent_pb2.AttachResponse.FromString(first).welcome
+        self.phase_s = welcome.phase_ms / 1000
+        await self._say(agent_pb2.AttachRequest(schema=self.schema))
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while await self._call.read() is not grpc.aio.EOF:
+                pass
+
+    async def _say(self, message: agent_pb2.AttachRequest) -> None:
+        wire = message.SerializeToString()
+        await self._call.write(wire)
+        self.sent += len(wire)
+
+    async def run(self, begin: float, ticks: int) -> None:
+        """Send a tick at each full second of the run plus the phase."""
+        for number in range(ticks):
+            await asyncio.sleep(max(0.0, begin + number * TICK_S + self.phase_s - time.monotonic()))
+            self._seq += 1
+            self._tick.seq, self._tick.time_unix_us = self._seq, time.time_ns() // 1000
+            await self._say(agent_pb2.AttachRequest(tick=self._tick))
+            if number % BEAT_TICKS == 0:
+                await self._say(agent_pb2.AttachRequest(heartbeat=agent_pb2.Heartbeat(time_unix_us=1)))
+
+    async def close(self) -> None:
+        """Hang up."""
+        self._call.cancel()
+        if self._reader is not None:
+            await asyncio.gather(self._reader, return_exceptions=True)
+        await self._channel.close()
+
+
+async def drive(server: Server, nodes: int, devices: int, seconds: int) -> None:
+    """One turn: attach all, warm up, then count CPU over whole seconds."""
+    every = [Node(server, number, devices) for number in range(nodes)]
+    try:
+        for first in range(0, nodes, 50):
+            await asyncio.gather(*(node.attach() for node in every[first : first + 50]))
+        begin = time.monotonic() + 0.5
+        runs = asyncio.gather(*(node.run(begin, WARM_TICKS + seconds) for node in every))
+        await asyncio.sleep(begin + WARM_TICKS * TICK_S - 0.2 - time.monotonic())
+        cpu, sent = server.cpu(), sum(node.sent for node in every)
+        await asyncio.sleep(begin + (WARM_TICKS + seconds) * TICK_S - 0.2 - time.monotonic())
+        server.cpu_s.append(server.cpu() - cpu)
+        server.received.append(sum(node.sent for node in every) - sent)
+        await runs
+    finally:
+        await asyncio.gather(*(node.close() for node in every))
+
+
+async def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Both servers, in turns."""
+    with tempfile.TemporaryDirectory() as directory:
+        async with start("--serve", "bare") as bare, start("--serve", "host", "--directory", directory) as host:
+            for number in range(options.rounds):
+                for server in (bare, host) if number % 2 == 0 else (host, bare):
+                    await drive(server, options.nodes, options.devices, options.seconds)
+    ratios = [h / b for h, b in zip(host.cpu_s, bare.cpu_s, strict=True)]
+    return {
+        "benchmark": "ingest",
+        "nodes": options.nodes,
+        "devices": options.devices,
+        "seconds": options.seconds,
+        "bytes_per_s": round(statistics.median(host.received) / options.seconds),
+        "same_bytes": max(host.received) <= 1.02 * min(bare.received),
+        "host_cpu_percent": [round(100 * cpu / options.seconds, 1) for cpu in host.cpu_s],
+        "bare_cpu_percent": [round(100 * cpu / options.seconds, 1) for cpu in bare.cpu_s],
+        "ratios": [round(ratio, 2) for ratio in ratios],
+        "host_to_bare_cpu": round(sum(host.cpu_s) / sum(bare.cpu_s), 2),
+        "limit": 1.5,
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nodes", type=int, default=200)
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", choices=("bare", "host"), help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve == "bare":
+        asyncio.run(serve_bare())
+    elif options.serve == "host":
+        asyncio.run(serve_host(options.directory))
+    else:
+        print(json.dumps(asyncio.run(measure(options))))
+
+
+if __name__ == "__main__":
+    main()
