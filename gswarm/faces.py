@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
+    from typing import Literal
 
     from gswarm.cluster.types import Device, Event, HostStatus, Listing, MadeToken, Node, Role, TokenInfo
     from gswarm.data.actions import PutType
     from gswarm.data.types import Chunk
+    from gswarm.model.types import Model, Placement, Service
+    from gswarm.profiler.types import Exported, Session
+    from gswarm.queue.types import Explanation, PlanView, Priority, Task, Workflow
     from gswarm.swarm import Swarm
 
 
@@ -96,6 +100,118 @@ class TokenFace:
         await act(self._swarm, name)
 
 
+class ModelFace:
+    """store, deploy and serve models."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+
+    async def list(self, *, filter: Sequence[str] = (), sort: str = "name", limit: int = 200) -> Listing[Model]:
+        """List models."""
+        from gswarm.model.actions import list_ as act
+
+        return await act(self._swarm, filter=list(filter), sort=sort, limit=limit)
+
+    async def info(self, name: str) -> Model:
+        """Show one model: versions, files, metadata."""
+        from gswarm.model.actions import info as act
+
+        return await act(self._swarm, name)
+
+    async def placements(self, *, filter: Sequence[str] = (), limit: int = 200) -> Listing[Placement]:
+        """List which version is on which node, and what is under way."""
+        from gswarm.model.actions import placements as act
+
+        return await act(self._swarm, filter=list(filter), limit=limit)
+
+    async def download(
+        self,
+        name: str,
+        *,
+        source: str,
+        node: Sequence[str] = (),
+        metadata: Sequence[str] = (),
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> list[Placement]:
+        """Download a model: files are kept once, whatever they are named."""
+        from gswarm.model.actions import download as act
+
+        asked = await act(self._swarm, name, source=source, node=list(node), metadata=list(metadata))
+        if not wait:
+            return asked
+        from gswarm.model.types import download_done as until
+
+        return await self._swarm.wait(until, asked, timeout=timeout)
+
+    async def delete(self, name: str, *, node: str = "") -> None:
+        """Delete a model; refused while it is served."""
+        from gswarm.model.actions import delete as act
+
+        await act(self._swarm, name, node=node)
+
+    async def annotate(self, name: str, *, set: Sequence[str] = (), clear: Sequence[str] = ()) -> Model:
+        """Set or clear metadata of a model."""
+        from gswarm.model.actions import annotate as act
+
+        return await act(self._swarm, name, set=list(set), clear=list(clear))
+
+    async def serve(
+        self,
+        name: str,
+        *,
+        device: Sequence[str] = (),
+        port: int = 0,
+        backend: str = "",
+        version: str = "",
+        service: str = "",
+        option: Sequence[str] = (),
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> Service:
+        """Serve a model; ask it through the host's model port."""
+        from gswarm.model.actions import serve as act
+
+        asked = await act(
+            self._swarm,
+            name,
+            device=list(device),
+            port=port,
+            backend=backend,
+            version=version,
+            service=service,
+            option=list(option),
+        )
+        if not wait:
+            return asked
+        from gswarm.model.types import service_ready as until
+
+        return await self._swarm.wait(until, asked, timeout=timeout)
+
+    async def stop(self, service: str, *, wait: bool = False, timeout: float | None = None) -> Service:
+        """Stop a service."""
+        from gswarm.model.actions import stop as act
+
+        asked = await act(self._swarm, service)
+        if not wait:
+            return asked
+        from gswarm.model.types import service_stopped as until
+
+        return await self._swarm.wait(until, asked, timeout=timeout)
+
+    async def services(self, *, filter: Sequence[str] = (), sort: str = "name", limit: int = 200) -> Listing[Service]:
+        """List services: what serves which model, where, and how it is."""
+        from gswarm.model.actions import services as act
+
+        return await act(self._swarm, filter=list(filter), sort=sort, limit=limit)
+
+    async def logs(self, service: str, *, tail: int = 65536, follow: bool = False) -> AsyncIterator[bytes]:
+        """Show what a service's backend wrote."""
+        from gswarm.model.actions import logs as act
+
+        return await act(self._swarm, service, tail=tail, follow=follow)
+
+
 class DataFace:
     """share data between processes and nodes."""
 
@@ -164,6 +280,138 @@ class DataFace:
         return await self._swarm.wait(until, asked, timeout=timeout)
 
 
+class QueueFace:
+    """submit work, see the plan and why."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+
+    async def submit(self, file: Sequence[Path], *, wait: bool = False, timeout: float | None = None) -> list[Workflow]:
+        """Submit workflows: all of them, or none when one is wrong."""
+        from gswarm.queue.actions import submit as act
+
+        asked = await act(self._swarm, list(file))
+        if not wait:
+            return asked
+        from gswarm.queue.types import workflow_done as until
+
+        return await self._swarm.wait(until, asked, timeout=timeout)
+
+    async def list(self, *, filter: Sequence[str] = (), sort: str = "", limit: int = 200) -> Listing[Task]:
+        """List tasks."""
+        from gswarm.queue.actions import list_ as act
+
+        return await act(self._swarm, filter=list(filter), sort=sort, limit=limit)
+
+    async def info(self, task: str) -> Task:
+        """Show one task: parameters, result, where it ran."""
+        from gswarm.queue.actions import info as act
+
+        return await act(self._swarm, task)
+
+    async def workflows(
+        self, *, filter: Sequence[str] = (), sort: str = "-created_at", limit: int = 200
+    ) -> Listing[Workflow]:
+        """List workflows."""
+        from gswarm.queue.actions import workflows as act
+
+        return await act(self._swarm, filter=list(filter), sort=sort, limit=limit)
+
+    async def plan(self) -> PlanView:
+        """Show the plan: the order on each device, loads, and when it is done."""
+        from gswarm.queue.actions import plan as act
+
+        return await act(self._swarm)
+
+    async def explain(self, task: str) -> Explanation:
+        """Say why a task waits, when and where it should start, and what would change that."""
+        from gswarm.queue.actions import explain as act
+
+        return await act(self._swarm, task)
+
+    async def cancel(self, task: Sequence[str] = (), *, workflow: Sequence[str] = ()) -> int:
+        """Cancel tasks or whole workflows; prints how many that were."""
+        from gswarm.queue.actions import cancel as act
+
+        return await act(self._swarm, list(task), workflow=list(workflow))
+
+    async def retry(self, task: Sequence[str]) -> int:
+        """Put failed or cancelled tasks back to work; prints how many that were."""
+        from gswarm.queue.actions import retry as act
+
+        return await act(self._swarm, list(task))
+
+    async def priority(self, priority: Priority, task: Sequence[str]) -> None:
+        """Change the priority of tasks that have not started."""
+        from gswarm.queue.actions import priority as act
+
+        await act(self._swarm, priority, list(task))
+
+    async def history(self, *, workflow: str = "", before: int = 0, limit: int = 200) -> list[Task]:
+        """List finished tasks that are no longer in the list, newest first."""
+        from gswarm.queue.actions import history as act
+
+        return await act(self._swarm, workflow=workflow, before=before, limit=limit)
+
+
+class ProfilerFace:
+    """record metrics and replay them."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+
+    async def start(self, *, name: str, interval: float = 1.0, nodes: Sequence[str] = ()) -> Session:
+        """Start recording a session."""
+        from gswarm.profiler.actions import start as act
+
+        return await act(self._swarm, name=name, interval=interval, nodes=list(nodes))
+
+    async def stop(self, name: str, *, wait: bool = False, timeout: float | None = None) -> Session:
+        """Stop a session and seal its recording."""
+        from gswarm.profiler.actions import stop as act
+
+        asked = await act(self._swarm, name)
+        if not wait:
+            return asked
+        from gswarm.profiler.types import session_sealed as until
+
+        return await self._swarm.wait(until, asked, timeout=timeout)
+
+    async def list(
+        self, *, filter: Sequence[str] = (), sort: str = "-started_at", limit: int = 200
+    ) -> Listing[Session]:
+        """List sessions."""
+        from gswarm.profiler.actions import list_ as act
+
+        return await act(self._swarm, filter=list(filter), sort=sort, limit=limit)
+
+    async def info(self, name: str) -> Session:
+        """Show one session: what it holds and where it lies."""
+        from gswarm.profiler.actions import info as act
+
+        return await act(self._swarm, name)
+
+    async def mark(self, text: str) -> None:
+        """Put a mark on the time line of what is being recorded."""
+        from gswarm.profiler.actions import mark as act
+
+        await act(self._swarm, text)
+
+    async def delete(self, name: str) -> None:
+        """Delete a stopped session and its recording."""
+        from gswarm.profiler.actions import delete as act
+
+        await act(self._swarm, name)
+
+    async def export(
+        self, name: str, *, format: Literal["csv", "json"] = "csv", out: Path | None = None, force: bool = False
+    ) -> Exported:
+        """Write a session's samples to a file, one row a device and moment."""
+        from gswarm.profiler.actions import export as act
+
+        return await act(self._swarm, name, format=format, out=out, force=force)
+
+
 class Faces:
     """Every action of the catalogue that talks to a host, by domain."""
 
@@ -173,7 +421,10 @@ class Faces:
         self.device = DeviceFace(swarm)
         self.event = EventFace(swarm)
         self.token = TokenFace(swarm)
+        self.model = ModelFace(swarm)
         self.data = DataFace(swarm)
+        self.queue = QueueFace(swarm)
+        self.profiler = ProfilerFace(swarm)
 
     async def status(self) -> HostStatus:
         """Show the host: version, ports, counts, and the role you have."""

@@ -6,7 +6,10 @@ ROOM_OF = {
     "device": "cluster",
     "event": "cluster",
     "token": "cluster",
+    "model": "model",
     "data": "data",
+    "queue": "queue",
+    "profiler": "profiler",
 }
 
 HELP = """\
@@ -20,7 +23,10 @@ Commands:
   device      GPUs and CPUs, live: list, show
   event       who did what, when, and what happened: list
   token       who may do what: create, list, revoke
+  model       store, deploy and serve models: list, info, placements, download, delete, annotate, serve, stop, services, logs
   data        share data between processes and nodes: put, get, list, info, acquire, release, delete, transfer
+  queue       submit work, see the plan and why: submit, list, info, workflows, plan, explain, cancel, retry, priority, history
+  profiler    record metrics and replay them: start, stop, list, info, mark, delete, export
   completion  Print a shell completion script: bash, zsh, fish
 
 Options:

@@ -281,10 +281,10 @@ def _free_name(tx: Transaction, base: str) -> str:
 
 
 def promised_bytes(services: Iterable[Service], sizes: Mapping[tuple[str, str], int], device_id: str) -> int:
-    """Memory that services on a device take or will take, by their backends' own estimate."""
+    """Memory that services on a device take or will take, by their backends' own estimate; those that stop count no more."""
     total = 0
     for service in services:
-        if device_id in service.device_ids and service.phase not in GONE:
+        if device_id in service.device_ids and service.phase not in GONE and not service.stop:
             size = sizes.get((service.model, service.version), 0)
             total += backend(service.backend).needed_bytes(size) // len(service.device_ids)
     return total

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gswarm.host.store import Transaction
 
 Context = grpc.aio.ServicerContext[Any, Any]
+R = TypeVar("R")
 TAIL_BYTES = 1 << 16
 METADATA_LIMIT = 64
 
@@ -96,7 +97,7 @@ class ModelService(models_pb2_grpc.ModelsServicer):
         async for piece in pieces:
             yield models_pb2.ServiceLogsResponse(chunk=piece)
 
-    async def _apply(self, operation: Any, request: Any, method: str) -> Any:
+    async def _apply(self, operation: Callable[[Transaction], R], request: Any, method: str) -> R:
         return await self.store.apply(operation, actor=caller().name, meta=request.meta, method=method, request=request)
 
     # What agents report

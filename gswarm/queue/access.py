@@ -13,35 +13,24 @@ from gswarm.errors import InvalidError
 from gswarm.model.types import Model, Placement, Service
 from gswarm.queue import explain as explaining
 from gswarm.queue.types import Explanation, Lane, Plan, PlanView, Task, Workflow
-from gswarm.queue.workflow import parse
+from gswarm.queue.workflow import load, parse
 from gswarm.v1 import queue_pb2
 
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
 
 T = TypeVar("T")
-FILE_LIMIT = 32 << 20
 
 
 async def submit(swarm: Swarm, files: list[Path]) -> list[Workflow]:
     """Read, check and submit files in one request. Raises InvalidError with file, line and column."""
     if not files:
         raise InvalidError("no workflow file is named", field="file")
-    specs = [parse(_read(path), str(path)) for path in files]
+    specs = []
+    for path in files:
+        specs += parse(sys.stdin.read(), "standard input") if str(path) == "-" else load(path)
     response = await swarm.call(queue_pb2.SubmitRequest(workflows=specs))
     return [from_proto(workflow, Workflow) for workflow in response.workflows]
-
-
-def _read(path: Path) -> str:
-    if str(path) == "-":
-        return sys.stdin.read()
-    try:
-        if path.stat().st_size > FILE_LIMIT:
-            raise InvalidError(f"{path} is larger than {FILE_LIMIT >> 20} MiB", next="split it", field="file")
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidError(f"{path} cannot be read", why=why or "", field="file") from None
 
 
 async def plan(swarm: Any) -> PlanView:

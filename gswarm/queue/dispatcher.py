@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,9 +20,9 @@ from gswarm.model.backends import backend
 from gswarm.queue import plan, transitions
 from gswarm.queue.history import History, read
 from gswarm.queue.transitions import BACKOFF, DONE, FAILED, FINAL, LEASE_S, READY, RUNNING
-from gswarm.queue.workflow import resolve
-from gswarm.scheduler.strategies import strategy
-from gswarm.scheduler.strategy import Arrived, Ended, Event, Job, Load, Places, Site, Slot, Start, Tick
+from gswarm.queue.references import Json, resolve
+from gswarm.scheduler import strategy as seam
+from gswarm.scheduler.strategy import Event, Load, Start, Unload
 from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2, data_pb2, models_pb2, queue_pb2
 from gswarm.v1.cluster_pb2 import Device, Node
 from gswarm.v1.data_pb2 import Chunk
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gswarm.host")
 TICK_S = 1.0
+PLAN_S = 0.9
 FINISHED_WATCHED = 1_000
 INFERENCE = queue_pb2.TASK_TYPE_INFERENCE
 PLACES = (Service, Device, Placement, Model, Node)
@@ -45,23 +48,29 @@ class Dispatcher:
         self.host, self.store, self.nodes = host, host.store, host.nodes
         self.history = History()
         config = host.config.queue
-        self.strategy = strategy(config.strategy, wait_bound_s=config.wait_bound_s)
+        self.strategy = seam.create(config.strategy, wait_bound_s=config.wait_bound_s)
         self._leases: dict[str, float] = {}
-        self._unfinished: dict[int, Task] = {}
+        self._unfinished: dict[str, Task] = {}
         self._backoff: dict[str, Task] = {}
         self._own: dict[str, Task] = {}
         """Tasks the host itself carries out and waits for."""
         self._events: list[Event] = []
+        self._devices: dict[str, seam.Device] = {}
+        self._models: dict[str, seam.Model] = {}
+        self._servers: dict[str, seam.Server] = {}
+        self._starting: set[str] = set()
+        """Tasks that a lease operation under way starts: the strategy knows of those already."""
         self._wake = asyncio.Event()
         self._places_due = True
         self._plan_due = True
+        self._plan_next = 0.0
         self._shown: dict[str, Lane] = {}
         self._group: asyncio.TaskGroup | None = None
         self._archivable: list[str] = []
 
     def now(self) -> float:
-        """The strategy's clock: wall time, since ready times are kept across restarts."""
-        return time.time()
+        """The strategy's clock: it never goes back."""
+        return time.monotonic()
 
     # Life
 
@@ -81,7 +90,7 @@ class Dispatcher:
                         async with asyncio.timeout(TICK_S):
                             await self._wake.wait()
                     except TimeoutError:
-                        self._events.append(Tick())
+                        self._events.append(seam.Ticked())
                         await self._timers()
                     self._wake.clear()
                     await self._step()
@@ -115,30 +124,32 @@ class Dispatcher:
         self._plan_due = True
         self._wake.set()
         if old is not None and (task is None or task.phase != old.phase):
-            self._forget(old)
+            self._forget(old, is_done=task is not None and task.phase == DONE)
         if task is None:
             return
         if task.phase == DONE and task.type == INFERENCE and task.HasField("started_at"):
             self._run_seen(task)
         if old is None or task.phase != old.phase:
             self._learn(task)
-        elif int(task.id) in self._unfinished:
-            self._unfinished[int(task.id)] = task
+        elif task.id in self._unfinished:
+            self._unfinished[task.id] = task
             if task.phase == READY and task.priority != old.priority:
                 self._arrive(task)
 
-    def _forget(self, task: Task) -> None:
-        self._unfinished.pop(int(task.id), None)
+    def _forget(self, task: Task, *, is_done: bool) -> None:
+        self._unfinished.pop(task.id, None)
         self._backoff.pop(task.id, None)
         self._own.pop(task.id, None)
         self._leases.pop(task.id, None)
         if task.type == INFERENCE and task.phase in (READY, RUNNING):
-            self._events.append(Ended((int(task.id),)))
+            starting = task.phase == READY and not is_done and task.id in self._starting
+            if not starting:
+                self._events.append(seam.Completed(task.id) if is_done else seam.Withdrawn(task.id))
 
     def _learn(self, task: Task) -> None:
         if task.phase in FINAL:
             return
-        self._unfinished[int(task.id)] = task
+        self._unfinished[task.id] = task
         if task.phase == READY:
             if task.type == INFERENCE:
                 self._arrive(task)
@@ -148,12 +159,16 @@ class Dispatcher:
             self._leases.setdefault(task.id, time.monotonic() + LEASE_S)
             if task.type != INFERENCE:
                 self._own[task.id] = task
+            elif task.id not in self._starting:
+                rank = seam.Rank(max(1, int(task.priority)))
+                self._events.append(seam.Started(seam.Job(task.id, task.model, rank), task.service))
         elif task.phase == BACKOFF:
             self._backoff[task.id] = task
 
     def _arrive(self, task: Task) -> None:
-        ready = task.ready_at.seconds + task.ready_at.nanos / 1e9
-        self._events.append(Arrived((Job(int(task.id), task.model, ready, int(task.priority)),)))
+        waited = max(0.0, time.time() - task.ready_at.seconds - task.ready_at.nanos / 1e9)
+        rank = seam.Rank(max(1, int(task.priority)))
+        self._events.append(seam.Arrived(seam.Job(task.id, task.model, rank, waited_s=waited)))
 
     def _run_seen(self, task: Task) -> None:
         seconds = (task.finished_at.ToDatetime() - task.started_at.ToDatetime()).total_seconds()
@@ -184,116 +199,148 @@ class Dispatcher:
     async def _step(self) -> None:
         if self._places_due:
             self._places_due = False
-            self._events.append(self._places())
+            self._events += self._places()
         while self._events:
             events, self._events = self._events, []
-            for event in events:
-                for instruction in self.strategy.handle(event, self.now()):
-                    if isinstance(instruction, Start):
-                        await self._lease(instruction)
-                    else:
+            starts: dict[str, list[Start]] = defaultdict(list)
+            for instruction in self.strategy.handle(self.now(), events):
+                match instruction:
+                    case Start():
+                        starts[instruction.server].append(instruction)
+                    case Load():
                         await self._load(instruction)
+                    case Unload():
+                        await self._unload(instruction)
+            for server, orders in starts.items():
+                await self._lease(server, orders)
         await self._carry_out_own()
-        if self._plan_due:
+        if self._plan_due and time.monotonic() >= self._plan_next:
             self._plan_due = False
             await self._show_plan()
 
-    def _places(self) -> Places:
+    def _places(self) -> list[Event]:
+        """What has changed about devices, models and servers since the strategy was last told."""
         state = self.store.state
-        devices = {d.id: d for d in state.list(Device)}
-        services = list(state.list(Service))
-        ready = models_pb2.SERVICE_PHASE_READY
-        slots = tuple(
-            Slot(s.name, s.model, max(1, s.max_in_flight), s.node)
-            for s in services
-            if s.phase == ready and not s.stop and self.nodes.connected(s.node)
-        )
-        wanted = {task.model for task in self._unfinished.values() if task.type == INFERENCE}
-        models = {m.name: m for m in state.list(Model) if m.name in wanted}
-        stored = {(p.model, p.node) for p in state.list(Placement) if p.phase == models_pb2.PLACEMENT_PHASE_STORED}
+        devices, models, servers = self._look()
+        events: list[Event] = []
+        events += [seam.DeviceIs(d) for key, d in devices.items() if self._devices.get(key) != d]
+        events += [seam.ModelIs(m) for key, m in models.items() if self._models.get(key) != m]
+        events += [seam.ServerIs(s) for key, s in servers.items() if self._servers.get(key) != s]
+        for key in self._servers.keys() - servers.keys():
+            service = state.get(Service, key)
+            events.append(
+                seam.ServerGone(key, service is not None and service.phase == models_pb2.SERVICE_PHASE_FAILED)
+            )
+        events += [seam.ModelGone(key) for key in self._models.keys() - models.keys()]
+        events += [seam.DeviceGone(key) for key in self._devices.keys() - devices.keys()]
+        self._devices, self._models, self._servers = devices, models, servers
+        return events
+
+    def _look(self) -> tuple[dict[str, seam.Device], dict[str, seam.Model], dict[str, seam.Server]]:
+        state = self.store.state
         sizes = {(m.name, v.version): v.size_bytes for m in state.list(Model) for v in m.versions}
-        sites = [
-            self._site(device, services, models, stored, sizes)
-            for device in devices.values()
-            if self.nodes.connected(device.node) and device.phase != cluster_pb2.DEVICE_PHASE_LOST
-        ]
-        return Places(slots, tuple(sites))
-
-    def _site(
-        self,
-        device: Device,
-        services: list[Service],
-        models: dict[str, Model],
-        stored: set[tuple[str, str]],
-        sizes: dict[tuple[str, str], int],
-    ) -> Site:
-        here = [s for s in services if device.id in s.device_ids and s.phase not in operations.GONE and not s.stop]
-        failed = {s.model for s in services if device.id in s.device_ids and s.phase == models_pb2.SERVICE_PHASE_FAILED}
-        owned = tuple(s.name for s in here if s.owner == common_pb2.OWNER_PLANNER)
-        foreign = operations.promised_bytes([s for s in here if s.name not in owned], sizes, device.id)
-        needs = {}
-        for name, model in models.items():
-            simulated = device.kind == operations.SIMULATED
-            if model.simulated != simulated or (name, device.node) not in stored or name in failed:
+        found = {
+            d.id: d
+            for d in state.list(Device)
+            if self.nodes.connected(d.node) and d.phase != cluster_pb2.DEVICE_PHASE_LOST
+        }
+        # A processor is shared with everything else; a GPU is planned as one server's.
+        devices = {
+            key: seam.Device(key, d.memory_bytes, shared=d.kind == cluster_pb2.DEVICE_KIND_CPU)
+            for key, d in found.items()
+        }
+        wanted = {task.model for task in self._unfinished.values() if task.type == INFERENCE}
+        stored = {(p.model, p.node) for p in state.list(Placement) if p.phase == models_pb2.PLACEMENT_PHASE_STORED}
+        models = {m.name: self._model(m, found, stored) for m in state.list(Model) if m.name in wanted}
+        servers = {}
+        for s in state.list(Service):
+            if s.phase in operations.GONE or s.stop:
                 continue
-            chosen = backend("simulated" if simulated else "transformers")
-            needed = chosen.needed_bytes(model.size_bytes)
-            if chosen.accepts(device.kind) and foreign + needed <= device.memory_bytes:
-                needs[name] = needed
-        taken = operations.promised_bytes(here, sizes, device.id)
-        loads = {name: self.history.load_time(name, plan.kind_of(device)).seconds for name in needs}
-        return Site(device.id, device.memory_bytes - taken, tuple(s.name for s in here), owned, loads, needs)
+            needed = backend(s.backend).needed_bytes(sizes.get((s.model, s.version), 0))
+            servers[s.name] = seam.Server(
+                s.name,
+                s.model,
+                tuple(s.device_ids),
+                needed,
+                max(1, s.max_in_flight),
+                ready=s.phase == models_pb2.SERVICE_PHASE_READY,
+                ours=s.owner == common_pb2.OWNER_PLANNER,
+                reachable=self.nodes.connected(s.node),
+            )
+        return devices, models, servers
 
-    async def _lease(self, start: Start) -> None:
+    def _model(self, model: Model, devices: dict[str, Device], stored: set[tuple[str, str]]) -> seam.Model:
+        chosen = backend("simulated" if model.simulated else "transformers")
+        needed = chosen.needed_bytes(model.size_bytes)
+        fitting = tuple(
+            key
+            for key, d in sorted(devices.items())
+            if (model.name, d.node) in stored and chosen.accepts(d.kind) and needed <= d.memory_bytes
+        )
+        kind = plan.kind_of(devices[fitting[0]] if fitting else None)
+        return seam.Model(
+            model.name,
+            needed,
+            fitting,
+            round(self.history.load_time(model.name, kind).seconds, 1),
+            round(self.history.run(model.name, kind).seconds, 2),
+        )
+
+    async def _lease(self, server: str, orders: list[Start]) -> None:
         """Lease tasks to a service, all in one operation, then tell its node."""
-        service = self.store.state.get(Service, start.slot)
         leases: list[agent_pb2.Lease] = []
+        refused: list[str] = []
 
-        def operation(tx: Transaction) -> list[int]:
-            gone: list[int] = []
-            current = tx.get(Service, start.slot)
-            for number in start.jobs:
-                task = tx.edit(Task, str(number))
+        def operation(tx: Transaction) -> str:
+            current = tx.get(Service, server)
+            for order in orders:
+                task = tx.edit(Task, order.job)
                 if task is None or task.phase != READY or current is None:
-                    gone.append(number)
+                    refused.append(order.job)
                     continue
                 try:
-                    params = resolve(json.loads(task.params_json), transitions.outputs(tx, task))
+                    params = resolve(json.loads(task.params_json), _outputs(tx, task))
                 except GswarmError as error:
+                    refused.append(order.job)
                     transitions.finish(tx, task, FAILED, str(error))
                     continue
-                task.passed_over = passed[number]
-                transitions.lease(tx, task, node=current.node, service=current.name, device_ids=current.device_ids)
+                task.passed_over = order.passed_over
+                transitions.lease(tx, task, node=current.node, service=server, device_ids=current.device_ids)
                 leases.append(
-                    agent_pb2.Lease(task=task, params_json=json.dumps(params), term_s=LEASE_S, service=current.name)
+                    agent_pb2.Lease(task=task, params_json=json.dumps(params), term_s=LEASE_S, service=server)
                 )
-            return gone
+            return current.node if current is not None else ""
 
-        passed = {number: self.strategy.passed_over(number) for number in start.jobs}
-        gone = await self.store.apply(operation, actor="host", method="lease")
-        if gone:
-            self._events.append(Ended(tuple(gone)))
+        self._starting = {order.job for order in orders}
+        try:
+            node = await self.store.apply(operation, actor="host", method="lease")
+        finally:
+            self._starting = set()
+        self._events += [seam.Withdrawn(job) for job in refused]
         for lease in leases:
             self._leases[lease.task.id] = time.monotonic() + LEASE_S
-            if service is None or not self.nodes.send(service.node, agent_pb2.AttachResponse(lease=lease)):
+            if not self.nodes.send(node, agent_pb2.AttachResponse(lease=lease)):
                 self._leases[lease.task.id] = 0.0  # the timer takes it back
 
     async def _load(self, order: Load) -> None:
-        """Stop what the planner owns there, then serve the model; a refusal is the reason the tasks wait for."""
+        """Serve a model where the strategy wants it; a refusal is told to it."""
+        request = models_pb2.ServeRequest(model=order.model, devices=order.devices, owner=common_pb2.OWNER_PLANNER)
+        try:
+            await self.store.apply(operations.serve(request), actor="planner", method="load")
+        except GswarmError as error:
+            log.info("the planner cannot load %s on %s: %s", order.model, order.devices[0], error)
+            self._events.append(seam.LoadRefused(order.model, order.devices[0]))
+        self._places_due = True
+
+    async def _unload(self, order: Unload) -> None:
+        """End a service that the planner started; a user's is never touched."""
 
         def operation(tx: Transaction) -> None:
-            for name in order.stop:
-                known = tx.get(Service, name)
-                if known is not None and known.owner == common_pb2.OWNER_PLANNER:
-                    operations.stop_service(name)(tx)
-            request = models_pb2.ServeRequest(model=order.model, devices=[order.device], owner=common_pb2.OWNER_PLANNER)
-            operations.serve(request)(tx)
+            known = tx.get(Service, order.server)
+            if known is not None and known.owner == common_pb2.OWNER_PLANNER:
+                operations.stop_service(order.server)(tx)
 
-        try:
-            await self.store.apply(operation, actor="planner", method="load")
-        except GswarmError as error:
-            log.info("the planner cannot load %s on %s: %s", order.model, order.device, error)
-        self._places_due = True
+        await self.store.apply(operation, actor="planner", method="unload")
 
     # Tasks that the host carries out itself
 
@@ -314,7 +361,7 @@ class Dispatcher:
             return
         transitions.lease(tx, task, node="", service="", device_ids=())
         try:
-            params = resolve(json.loads(task.params_json), transitions.outputs(tx, task))
+            params = resolve(json.loads(task.params_json), _outputs(tx, task))
             task.output_json = json.dumps(_do(tx, task.type, params))
             tx.put(task)
         except GswarmError as error:
@@ -355,7 +402,7 @@ class Dispatcher:
         lost = [
             key
             for key, until in self._leases.items()
-            if until < now and (task := self._unfinished.get(int(key))) is not None and task.type == INFERENCE
+            if until < now and (task := self._unfinished.get(key)) is not None and task.type == INFERENCE
         ]
         due = [key for key, task in self._backoff.items() if task.retry_at.seconds <= wall]
         if lost or due:
@@ -386,17 +433,20 @@ class Dispatcher:
 
     async def _show_plan(self) -> None:
         state = self.store.state
+        began = time.monotonic()
         view = plan.View(
             now=datetime.now(UTC),
+            clock=self.now(),
             devices={d.id: d for d in state.list(Device)},
             services={s.name: s for s in state.list(Service) if s.phase not in operations.GONE},
-            tasks=self._unfinished,
-            batches=self.strategy.plan(self.now()),
+            tasks=dict(self._unfinished),
+            servers=dict(self._servers),
             history=self.history,
-            strategy=self.strategy.name,
-            wait_bound_s=self.strategy.wait_bound_s,
+            strategy=copy.deepcopy(self.strategy),
         )
-        made, lanes = plan.make(view)
+        made, lanes = await asyncio.to_thread(plan.make, view)
+        # A long queue takes long to run ahead: then look less often, so that planning never takes over a core.
+        self._plan_next = time.monotonic() + max(PLAN_S, 10 * (time.monotonic() - began))
         fresh = {lane.device_id: lane for lane in lanes}
         known = state.get(Plan, "plan")
         if fresh == self._shown and known is not None and _same_plan(known, made):
@@ -423,6 +473,11 @@ def _same_plan(a: Plan, b: Plan) -> bool:
         )
         and not b.ready
     )
+
+
+def _outputs(tx: Transaction, task: Task) -> Callable[[str], Json]:
+    found = transitions.outputs(tx, task)
+    return lambda action: found.get(action)
 
 
 def _do(tx: Transaction, kind: queue_pb2.TaskType.ValueType, params: dict[str, Any]) -> dict[str, object]:

@@ -1,19 +1,37 @@
-"""The plan on the clock: what runs, then each batch in order, as lanes of blocks with times and their basis."""
+"""The plan: the very strategy object that decides live, copied and run ahead on virtual time with measured durations."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from gswarm.queue.history import History
-from gswarm.scheduler.strategy import Batch
+from gswarm.scheduler.strategy import (
+    Completed,
+    Event,
+    Instruction,
+    Load,
+    Server,
+    ServerGone,
+    ServerIs,
+    Start,
+    Strategy,
+    Ticked,
+    Unload,
+)
 from gswarm.v1 import cluster_pb2, queue_pb2
 from gswarm.v1.models_pb2 import Service
 from gswarm.v1.queue_pb2 import Block, Lane, Plan, Task
 
 IDS_SHOWN = 64
+STEPS = 20_000
+"""Events of the run ahead at most: a very long queue is planned as far as they reach."""
+UNLOAD_S = 1.0
+LEAST_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +39,16 @@ class View:
     """What a plan is made from."""
 
     now: datetime
+    clock: float
+    """`now` on the strategy's clock, seconds."""
     devices: Mapping[str, cluster_pb2.Device]
     services: Mapping[str, Service]
-    tasks: Mapping[int, Task]
-    """Unfinished tasks by number."""
-    batches: Sequence[Batch]
+    tasks: Mapping[str, Task]
+    """Unfinished tasks."""
+    servers: Mapping[str, Server]
     history: History
-    strategy: str
-    wait_bound_s: float
+    strategy: Strategy
+    """A copy that `make` may run ahead."""
 
 
 def kind_of(device: cluster_pb2.Device | None) -> str:
@@ -36,127 +56,211 @@ def kind_of(device: cluster_pb2.Device | None) -> str:
     return device.name if device is not None else "unknown"
 
 
+@dataclass(slots=True)
+class _Stint:
+    """Tasks of one model that follow each other on one server."""
+
+    model: str
+    devices: tuple[str, ...]
+    start: float
+    end: float
+    tasks: list[str] = field(default_factory=list)
+    load_s: float = 0.0
+    running: bool = False
+    runs_seen: int = 0
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """The run ahead: a heap of what is to happen, and the stints it makes."""
+
+    view: View
+    strategy: Strategy
+    heap: list[tuple[float, int, Event]] = field(default_factory=list)
+    order: itertools.count[int] = field(default_factory=itertools.count)
+    servers: dict[str, Server] = field(default_factory=dict)
+    open: dict[str, _Stint] = field(default_factory=dict)
+    done: list[_Stint] = field(default_factory=list)
+    loads: int = 0
+
+    def at(self, time: float, event: Event) -> None:
+        heapq.heappush(self.heap, (time, next(self.order), event))
+
+    def run(self) -> None:
+        now = self.view.clock
+        self.carry_out(now, self.strategy.handle(now, [Ticked()]))
+        for _ in range(STEPS):
+            tick = self.strategy.next_tick()
+            if tick is not None and (not self.heap or tick < self.heap[0][0]):
+                if not self.heap and not self.waits():
+                    break
+                now = max(now, tick) + 1e-6
+                events: list[Event] = [Ticked()]
+                if not self.heap and not (found := self.strategy.handle(now, events)):
+                    break  # nothing runs, nothing comes, and time alone changes nothing
+                if not self.heap:
+                    self.carry_out(now, found)
+                    continue
+            elif self.heap:
+                now, _, event = heapq.heappop(self.heap)
+                events = [event]
+            else:
+                break
+            self.carry_out(now, self.strategy.handle(now, events))
+
+    def waits(self) -> bool:
+        return any(task.phase == queue_pb2.TASK_PHASE_READY for task in self.view.tasks.values())
+
+    def carry_out(self, now: float, instructions: Sequence[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Start():
+                    self.start(now, instruction)
+                case Load():
+                    self.load(now, instruction)
+                case Unload():
+                    self.servers.pop(instruction.server, None)
+                    self.close(instruction.server)
+                    self.at(now + UNLOAD_S, ServerGone(instruction.server))
+
+    def close(self, server: str) -> None:
+        if (stint := self.open.pop(server, None)) is not None:
+            self.done.append(stint)
+
+    def start(self, now: float, order: Start) -> None:
+        server = self.servers[order.server]
+        run = self.view.history.run(server.model, kind_of(self.view.devices.get(server.devices[0])))
+        end = now + max(LEAST_S, run.seconds)
+        stint = self.open.get(order.server)
+        if stint is not None and stint.running:
+            self.close(order.server)
+            stint = None
+        if stint is None:
+            stint = _Stint(server.model, server.devices, now, end, reason=f"{server.model} is loaded there")
+            self.open[order.server] = stint
+        if not stint.tasks:
+            stint.start = now
+        stint.tasks.append(order.job)
+        stint.end, stint.runs_seen = max(stint.end, end), run.runs_seen
+        self.at(end, Completed(order.job))
+
+    def load(self, now: float, order: Load) -> None:
+        self.loads += 1
+        kind = kind_of(self.view.devices.get(order.devices[0]))
+        seconds = self.view.history.load_time(order.model, kind).seconds
+        name = f"+{order.model}-{self.loads}"
+        slots = next((s.slots for s in self.view.servers.values() if s.model == order.model), 1)
+        server = Server(name, order.model, order.devices, slots=slots, ours=True)
+        self.servers[name] = server
+        stint = _Stint(order.model, order.devices, now + seconds, now + seconds, load_s=seconds, reason=order.reason)
+        self.open[name] = stint
+        self.at(now, ServerIs(server))
+        self.at(now + seconds, ServerIs(replace(server, ready=True)))
+
+
 def make(view: View) -> tuple[Plan, list[Lane]]:
-    """The plan and its lanes, one for each device that runs or is to run something."""
-    free_at: dict[str, datetime] = {}
+    """The plan and its lanes, one for each device that runs or is to run something. Blocks for up to some tenths of a second."""
+    ahead = _Ahead(view, view.strategy, servers=dict(view.servers))
+    _begin_with_running(ahead)
+    for server in view.servers.values():
+        if not server.ready:
+            _begin_with_loading(ahead, server)
+    ahead.run()
+    stints = [s for s in [*ahead.done, *ahead.open.values()] if s.tasks]
     blocks: dict[str, list[Block]] = defaultdict(list)
-    running = [t for t in view.tasks.values() if t.phase == queue_pb2.TASK_PHASE_RUNNING and t.model]
-    for service_name, tasks in _group(running).items():
-        service = view.services.get(service_name)
-        if service is None:
-            continue
-        for device_id in service.device_ids:
-            block = _running_block(view, service, tasks, device_id)
-            blocks[device_id].append(block)
-            free_at[device_id] = block.end.ToDatetime(view.now.tzinfo)
-    swaps = 0
-    runs_seen = 0
-    for batch in view.batches:
-        devices = (
-            list(view.services[batch.slot].device_ids)
-            if batch.slot in view.services
-            else [batch.device] if batch.device else []
-        )
-        if not devices:
-            continue
-        is_load = not batch.slot
-        swaps += is_load
-        block = _batch_block(view, batch, devices[0], max(free_at.get(d, view.now) for d in devices), is_load=is_load)
-        runs_seen += block.runs_seen
-        for device_id in devices:
-            blocks[device_id].append(block)
-            free_at[device_id] = block.end.ToDatetime(view.now.tzinfo)
+    for stint in sorted(stints, key=lambda s: s.start):
+        for device_id in stint.devices:
+            blocks[device_id].append(_block(view, stint))
     lanes = [
-        Lane(
-            device_id=device_id,
-            alias=view.devices[device_id].alias if device_id in view.devices else device_id,
-            blocks=found,
-        )
-        for device_id, found in sorted(blocks.items())
+        Lane(device_id=d, alias=view.devices[d].alias if d in view.devices else d, blocks=found)
+        for d, found in sorted(blocks.items())
     ]
-    return _summary(view, swaps, runs_seen, max(free_at.values(), default=None)), lanes
+    planned = {task for stint in stints for task in stint.tasks}
+    return _summary(view, ahead.loads, planned, stints), lanes
 
 
-def _group(tasks: Iterable[Task]) -> dict[str, list[Task]]:
-    groups: dict[str, list[Task]] = defaultdict(list)
-    for task in tasks:
-        groups[task.service].append(task)
-    return groups
+def _begin_with_running(ahead: _Ahead) -> None:
+    view = ahead.view
+    for task in view.tasks.values():
+        if task.phase != queue_pb2.TASK_PHASE_RUNNING or task.service not in view.servers:
+            continue
+        server = view.servers[task.service]
+        run = view.history.run(server.model, kind_of(view.devices.get(server.devices[0])))
+        began = view.clock - (view.now - task.started_at.ToDatetime(view.now.tzinfo)).total_seconds()
+        end = max(view.clock + LEAST_S, began + run.seconds)
+        stint = ahead.open.setdefault(
+            task.service,
+            _Stint(server.model, server.devices, began, end, running=True, reason=f"running on {task.service}"),
+        )
+        stint.tasks.append(task.id)
+        stint.start, stint.end, stint.runs_seen = min(stint.start, began), max(stint.end, end), run.runs_seen
+        ahead.at(end, Completed(task.id))
 
 
-def _running_block(view: View, service: Service, tasks: list[Task], device_id: str) -> Block:
-    estimate = view.history.run(service.model, kind_of(view.devices.get(device_id)))
-    started = min(t.started_at.ToDatetime(view.now.tzinfo) for t in tasks)
-    left = max(0.5, estimate.seconds - (view.now - started).total_seconds())
-    block = Block(
-        model=service.model,
-        task_ids=[t.id for t in tasks[:IDS_SHOWN]],
-        count=len(tasks),
-        running=True,
-        runs_seen=estimate.runs_seen,
-        reason=f"running on {service.name}",
+def _begin_with_loading(ahead: _Ahead, server: Server) -> None:
+    view = ahead.view
+    service = view.services.get(server.id)
+    seconds = view.history.load_time(server.model, kind_of(view.devices.get(server.devices[0]))).seconds
+    began = service.changed_at.ToDatetime(view.now.tzinfo) if service is not None else view.now
+    left = max(0.5, seconds - (view.now - began).total_seconds())
+    ahead.open[server.id] = _Stint(
+        server.model,
+        server.devices,
+        view.clock + left,
+        view.clock + left,
+        load_s=left,
+        reason=f"{server.model} is being loaded there",
     )
-    block.start.FromDatetime(started)
-    block.end.FromDatetime(view.now + timedelta(seconds=left))
-    return block
+    ahead.at(view.clock + left, ServerIs(replace(server, ready=True)))
 
 
-def _batch_block(view: View, batch: Batch, device_id: str, after: datetime, *, is_load: bool) -> Block:
-    kind = kind_of(view.devices.get(device_id))
-    run = view.history.run(batch.model, kind)
-    load_s = view.history.load_time(batch.model, kind).seconds if is_load else 0.0
-    service = view.services.get(batch.slot)
-    width = max(1, service.max_in_flight if service is not None else 1)
-    start = max(after, view.now) + timedelta(seconds=load_s)
-    rounds = -(-len(batch.jobs) // width)
+def _block(view: View, stint: _Stint) -> Block:
     block = Block(
-        model=batch.model,
-        task_ids=[str(job) for job in batch.jobs[:IDS_SHOWN]],
-        count=len(batch.jobs),
-        load_s=load_s,
-        runs_seen=run.runs_seen,
-        reason=batch.reason,
+        model=stint.model,
+        task_ids=stint.tasks[:IDS_SHOWN],
+        count=len(stint.tasks),
+        load_s=round(stint.load_s, 1),
+        running=stint.running,
+        runs_seen=stint.runs_seen,
+        reason=stint.reason,
     )
-    block.start.FromDatetime(start)
-    block.end.FromDatetime(start + timedelta(seconds=rounds * run.seconds))
+    block.start.FromDatetime(view.now + timedelta(seconds=round(stint.start - view.clock, 1)))
+    block.end.FromDatetime(view.now + timedelta(seconds=round(stint.end - view.clock, 1)))
     return block
 
 
 def first_come_swaps(tasks: Sequence[Task], holding: Sequence[str]) -> int:
-    """Loads that first-come-first-served would need: each task in order to the device whose turn it is, least used first."""
+    """Loads that first-come-first-served would need: each task in order to the place whose turn it is."""
     held = list(holding) or [""]
-    used = [0] * len(held)
     swaps = 0
-    for task in sorted(tasks, key=lambda t: int(t.id)):
-        turn = min(range(len(held)), key=lambda i: (used[i], i))
-        used[turn] += 1
-        if held[turn] != task.model:
+    for turn, task in enumerate(sorted(tasks, key=lambda t: int(t.id))):
+        place = turn % len(held)
+        if held[place] != task.model:
             swaps += 1
-            held[turn] = task.model
+            held[place] = task.model
     return swaps
 
 
-def _summary(view: View, swaps: int, runs_seen: int, done_at: datetime | None) -> Plan:
+def _summary(view: View, loads: int, planned: set[str], stints: Sequence[_Stint]) -> Plan:
     ready = [t for t in view.tasks.values() if t.phase == queue_pb2.TASK_PHASE_READY]
-    placed = {job for batch in view.batches if batch.slot or batch.device for job in batch.jobs}
     with_model = [t for t in ready if t.model]
-    blocked = [t for t in with_model if int(t.id) not in placed]
     waits = [
         (view.now - t.ready_at.ToDatetime(view.now.tzinfo)).total_seconds() for t in ready if t.HasField("ready_at")
     ]
-    holding = [s.model for s in view.services.values() if s.phase != 0 and not s.stop]
+    seen = [stint.runs_seen for stint in stints]
     plan = Plan(
-        strategy=view.strategy,
-        swaps=swaps,
-        swaps_first_come=first_come_swaps(with_model, holding),
-        runs_seen=runs_seen,
+        strategy=view.strategy.name,
+        swaps=loads,
+        swaps_first_come=first_come_swaps(with_model, [server.model for server in view.servers.values()]),
+        runs_seen=min(seen, default=0),
         oldest_wait_s=round(max(waits, default=0.0), 1),
-        wait_bound_s=view.wait_bound_s,
+        wait_bound_s=view.strategy.wait_bound_s,
         ready=len(ready),
         running=sum(t.phase == queue_pb2.TASK_PHASE_RUNNING for t in view.tasks.values()),
-        blocked=len(blocked),
+        blocked=sum(t.id not in planned for t in with_model),
     )
     plan.made_at.FromDatetime(view.now)
-    if done_at is not None:
-        plan.done_at.FromDatetime(done_at)
+    if stints:
+        plan.done_at.FromDatetime(view.now + timedelta(seconds=max(stint.end for stint in stints) - view.clock))
     return plan

@@ -81,7 +81,8 @@ def _check_shape(text: str, source: str, max_depth: int) -> None:
     """Refuse what is small to write and huge to read, before anything is built from it."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        line, column = event.start_mark.line + 1, event.start_mark.column + 1
+        mark: Any = event.start_mark
+        line, column = mark.line + 1, mark.column + 1
         match event:
             case yaml.AliasEvent():
                 raise _bad(source, line, column, "aliases (*name) are not taken; write it out")

@@ -12,7 +12,7 @@ from gswarm.host.auth import caller
 from gswarm.names import near
 from gswarm.queue import transitions
 from gswarm.queue.dispatcher import Dispatcher
-from gswarm.queue.workflow import ACTION_LIMIT, find_cycle
+from gswarm.queue.workflow import validate
 from gswarm.v1 import agent_pb2, queue_pb2, queue_pb2_grpc
 from gswarm.v1.queue_pb2 import Task, Workflow
 
@@ -133,26 +133,7 @@ def check(request: queue_pb2.SubmitRequest) -> None:
             field="workflows",
         )
     for workflow in request.workflows:
-        if not 0 < len(workflow.actions) <= ACTION_LIMIT:
-            raise InvalidError(
-                f"workflow {workflow.name} has {len(workflow.actions)} actions",
-                next=f"from 1 to {ACTION_LIMIT}",
-                field="actions",
-            )
-        needs = {action.id: list(action.depends_on) for action in workflow.actions}
-        if len(needs) != len(workflow.actions):
-            raise InvalidError(f"workflow {workflow.name} has two actions of one id", field="id")
-        for action in workflow.actions:
-            if action.type == queue_pb2.TASK_TYPE_UNKNOWN:
-                raise InvalidError(f"action {action.id} has no type this host knows", field="type")
-            if action.type == queue_pb2.TASK_TYPE_INFERENCE and not action.model:
-                raise InvalidError(f"action {action.id} names no model", field="model")
-            if missing := set(action.depends_on) - needs.keys():
-                raise InvalidError(
-                    f"action {action.id} depends on {sorted(missing)[0]}, which is not there", field="depends_on"
-                )
-        if cycle := find_cycle(needs):
-            raise InvalidError("the actions wait for each other", why=" -> ".join(cycle), field="depends_on")
+        validate(workflow)
 
 
 def _hello(tx: Transaction, node: str, hello: agent_pb2.Hello) -> None:

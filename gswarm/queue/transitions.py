@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from gswarm.errors import ExhaustedError, NotFoundError, RefusedError
 from gswarm.host.store import Transaction
+from gswarm.queue.references import Json
 from gswarm.v1 import agent_pb2, common_pb2, queue_pb2
 from gswarm.v1.queue_pb2 import Task, Workflow
 
@@ -297,9 +298,9 @@ def _restart(tx: Transaction, task: Task, workflow: Workflow, again: set[str]) -
     tx.put(task)
 
 
-def outputs(tx: Transaction, task: Task) -> dict[str, object]:
+def outputs(tx: Transaction, task: Task) -> dict[str, Json]:
     """What the tasks it depends on gave, by action id."""
-    found: dict[str, object] = {}
+    found: dict[str, Json] = {}
     for need in task.depends_on:
         other = tx.get(Task, need)
         if other is not None and other.output_json:

@@ -272,6 +272,7 @@ class Workflow(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
+    FIRST_TASK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"w" and a number."""
     name: _builtins.str
@@ -281,6 +282,8 @@ class Workflow(_message.Message):
     failed: _builtins.int
     cancelled: _builtins.int
     actor: _builtins.str
+    first_task: _builtins.int
+    """Id of its first task; the others follow in order of its actions."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -298,10 +301,11 @@ class Workflow(_message.Message):
         actor: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         finished_at: _timestamp_pb2.Timestamp | None = ...,
+        first_task: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancelled", b"cancelled", "created_at", b"created_at", "done", b"done", "failed", b"failed", "finished_at", b"finished_at", "id", b"id", "name", b"name", "phase", b"phase", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancelled", b"cancelled", "created_at", b"created_at", "done", b"done", "failed", b"failed", "finished_at", b"finished_at", "first_task", b"first_task", "id", b"id", "name", b"name", "phase", b"phase", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
