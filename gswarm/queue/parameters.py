@@ -48,12 +48,7 @@ def _is_messages(value: Json) -> bool:
     )
 
 
-def _is_options(value: Json) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, str | int | float | bool) for v in value.values())
-
-
 TEXT, NAME = Parameter("text", _is_text), Parameter("a name", _is_name)
-NAMES = Parameter("a list of names", _is_names)
 
 OF_TYPE: Mapping[int, Mapping[str, Parameter]] = {
     queue_pb2.TASK_TYPE_INFERENCE: {
@@ -68,17 +63,16 @@ OF_TYPE: Mapping[int, Mapping[str, Parameter]] = {
         "stop": Parameter("text or a list of texts", lambda v: _is_text(v) or _is_names(v)),
     },
     queue_pb2.TASK_TYPE_DOWNLOAD: {
-        "model": Parameter("a model's name", _is_name, True),
+        "name": Parameter("a model's name", _is_name, True),
         "source": Parameter("a source such as file:///... or https://...", _is_name, True),
-        "nodes": NAMES,
+        "node": NAME,
     },
     queue_pb2.TASK_TYPE_SERVE: {
         "model": Parameter("a model's name", _is_name, True),
-        "devices": NAMES,
+        "device": Parameter("a device or a list of them", lambda v: _is_name(v) or _is_names(v)),
         "backend": NAME,
-        "name": NAME,
+        "service": NAME,
         "port": Parameter("a port from 0 to 65535", _whole(0, 65535)),
-        "options": Parameter("a mapping of options", _is_options),
     },
     queue_pb2.TASK_TYPE_STOP: {"service": Parameter("a service's name", _is_name, True)},
     queue_pb2.TASK_TYPE_DATA_TRANSFER: {
@@ -86,7 +80,7 @@ OF_TYPE: Mapping[int, Mapping[str, Parameter]] = {
         "node": Parameter("a node's name", _is_name, True),
     },
 }
-WITH_MODEL = frozenset({queue_pb2.TASK_TYPE_INFERENCE, queue_pb2.TASK_TYPE_DOWNLOAD, queue_pb2.TASK_TYPE_SERVE})
+WITH_MODEL = frozenset({queue_pb2.TASK_TYPE_INFERENCE, queue_pb2.TASK_TYPE_SERVE})
 """Types whose model is a field of the task itself."""
 
 
