@@ -251,9 +251,9 @@ async def test_a_task_page_says_why_where_and_what_would_change_it() -> None:
         await pilot.pause()
         assert at(app) is TaskPage
         shown = text(app)
-        assert "needs 140G" in shown
-        assert "device by device" in shown
-        assert "has 80G, llama-70b needs 140G" in shown or "free" in shown
+        assert "because no device can take llama-70b" in shown
+        assert "device by device" in shown and "has 80G" in shown
+        assert "model download llama-70b --node n2" in shown
 
 
 async def test_a_form_says_what_will_happen_and_runs() -> None:

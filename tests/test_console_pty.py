@@ -99,6 +99,17 @@ def test_it_opens_zooms_filters_and_leaves(diff: str) -> None:
         assert terminal.child.wait(timeout=20) == 0
 
 
+def test_what_is_typed_in_one_go_reaches_its_fields() -> None:
+    with console() as terminal:
+        terminal.until(has("live", "q quit"))
+        terminal.press("2")
+        terminal.until(lambda lines: not has("Devices and plan")(lines))
+        terminal.press("d")
+        terminal.until(has("model download", "what will happen", "needed"))
+        terminal.press("llama\tfile:///models/llama\r")
+        terminal.until(has("$ gswarm model download llama --source file:///models/llama", "y copies"))
+
+
 def test_both_ways_of_writing_end_in_the_same_screen() -> None:
     screens = []
     for diff in ("1", "0"):

@@ -289,9 +289,6 @@ class FakeFeed:
         self.performed.append((deed.name, dict(values)))
         return "done"
 
-    def reason_of(self, task: Task) -> str:
-        return ""
-
     def row_of(self, kind: str, key: str) -> Any:
         return self.swarm.data.rows(Device).get(key)
 

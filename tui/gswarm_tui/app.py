@@ -13,6 +13,8 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
+from gswarm.errors import GswarmError
+
 from . import themes
 from .deeds import Deed, find
 from .diff import FrameDiff
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from textual import events
     from textual.command import Provider
     from textual.screen import Screen
-
-    from gswarm.queue.types import Task
 
     from .replay import ReplayFeed
 
@@ -149,10 +149,6 @@ class Console(App[None]):
         """The last samples of a metric, oldest first."""
         return [pick(values, metrics) for values in self._history.get(device, ())]
 
-    def reason_of(self, task: Task) -> str:
-        """Why a task waits, as the queue's own explanation has it; empty when it gives none."""
-        return self.feed.reason_of(task)
-
     # What can be done
 
     @property
@@ -182,7 +178,8 @@ class Console(App[None]):
         taken = set(names)
         out = [(key, d) for key, name in names.items() if (d := next((x for x in self.deeds if x.name == name), None))]
         out += [(d.key, d) for d in self.deeds if d.domain == pane.domain and d.key and d.key not in taken]
-        return out
+        order = pane.key_order
+        return sorted(out, key=lambda pair: order.find(pair[0]) if pair[0] in order else len(order))
 
     def values_for(self, deed: Deed) -> dict[str, Any]:
         """What the focused row already says about an action's fields."""
@@ -237,13 +234,20 @@ class Console(App[None]):
     async def perform(self, deed: Deed, values: Mapping[str, Any]) -> Any:
         """Run an action; GswarmError says what went wrong."""
         given = {f.name: values[f.name] for f in deed.fields if f.name in values}
-        result = await self.feed.perform(deed, given)
+        if deed.verb == "logs" and deed.field("follow") is not None:
+            given.setdefault("follow", True)
+        try:
+            result = await self.feed.perform(deed, given)
+        except (GswarmError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # nothing that an action does wrong may end the console
+            self.log(error)
+            why = f"{type(error).__name__}: {error}"
+            raise GswarmError(f"{deed.name} broke inside gswarm", why=why, next="please report it") from error
         self._done_line, self._done_at = deed.line(given), None
         return result
 
     async def _perform_shown(self, deed: Deed, values: Mapping[str, Any]) -> None:
-        from gswarm.errors import GswarmError
-
         try:
             result = await self.perform(deed, values)
         except GswarmError as error:
@@ -257,7 +261,10 @@ class Console(App[None]):
         if deed.is_read:
             from .report import Report, lines_of
 
-            self.push_screen(Report(deed.name, lines_of(result), from_end=deed.verb == "logs"))
+            if hasattr(result, "__aiter__"):
+                self.push_screen(Report(deed.name, [], from_end=True, stream=result))
+            else:
+                self.push_screen(Report(deed.name, lines_of(result)))
         else:
             name = getattr(result, "name", "") or getattr(result, "id", "")
             self.notify(f"{deed.name} {name}: accepted".replace(" :", ":"), timeout=4)
@@ -431,8 +438,6 @@ class Console(App[None]):
                 self._ask_time(feed)
 
     def _ask_time(self, feed: ReplayFeed) -> None:
-        from gswarm.errors import GswarmError
-
         screen = self.base_screen
 
         def done(text: str | None) -> None:

@@ -93,10 +93,6 @@ class Feed(Protocol):
         """Run an action."""
         ...
 
-    def reason_of(self, task: Task) -> str:
-        """Why a task waits, in one sentence; empty when there is no better one than the plan's."""
-        ...
-
     def row_of(self, kind: str, key: str) -> Any:
         """The object behind a row."""
         ...
@@ -130,9 +126,6 @@ class LiveFeed:
         if self._swarm is None:
             raise UnreachableError(f"{self.host} has not answered yet", next="wait for the link, then try again")
         return await deed.run(self._swarm, **values)
-
-    def reason_of(self, task: Task) -> str:
-        return ""
 
     def row_of(self, kind: str, key: str) -> Any:
         return row_of(self._mirror, kind, key) if self._mirror is not None else None

@@ -58,6 +58,9 @@ class Form(ModalScreen[Any]):
     app: Console
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Leave", show=False, id="form.leave"),
+        # Before all else, so that what is typed right behind a tab reaches the next field.
+        Binding("tab", "app.focus_next", "Next field", show=False, id="form.next", priority=True),
+        Binding("shift+tab", "app.focus_previous", "Previous field", show=False, id="form.previous", priority=True),
         Binding("enter", "run", "Run", show=False, id="form.run", priority=True),
         Binding("ctrl+y", "app.copy_line", "Copy the CLI line", show=False, id="form.copy"),
     ]
@@ -209,8 +212,12 @@ class Form(ModalScreen[Any]):
         self.dismiss(None)
 
     def action_run(self) -> None:
+        """Run it once the letters typed before enter have reached their field."""
+        (self.focused or self).call_later(self._submit)
+
+    def _submit(self) -> None:
         """Run it, if every field can be read."""
-        if self.is_running_deed:
+        if self.is_running_deed or not self.is_current:
             return
         values = self.values()
         if self.errors:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gswarm.cluster.types import Event, Severity
 from gswarm.errors import RefusedError
-from gswarm.queue.types import Task
 
 from .feed import MirrorLike, capture, row_of
 from .snapshot import Replay, Snapshot
@@ -159,9 +158,6 @@ class ReplayFeed:
 
     async def perform(self, deed: Deed, values: Mapping[str, Any]) -> Any:
         raise RefusedError("a replay changes nothing", next="open the live host for that")
-
-    def reason_of(self, task: Task) -> str:
-        return ""
 
     def row_of(self, kind: str, key: str) -> Any:
         return row_of(self._mirror, kind, key) if self._mirror is not None else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from enum import Enum
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
+
+from gswarm.errors import GswarmError
 
 from . import figures
 from .widgets.board import Board
@@ -43,6 +46,8 @@ def lines_of(result: Any) -> list[Spans]:
     """The lines of an answer."""
     if isinstance(result, str):
         return [((line, "text"),) for line in result.splitlines()]
+    if callable(own := getattr(result, "lines", None)):
+        return [((line, "text"),) for line in own()]
     rows = getattr(result, "rows", None)
     if isinstance(rows, list | tuple):
         result = rows
@@ -66,6 +71,12 @@ def lines_of(result: Any) -> list[Spans]:
     return [((text_of(result), "text"),)]
 
 
+def clean(line: str) -> str:
+    """A line without what would move the cursor or change colours; of a progress bar, its last state."""
+    line = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", line).rpartition("\r")[2]
+    return "".join(c for c in line.expandtabs(4) if c.isprintable())
+
+
 class Report(ModalScreen[None]):
     """An answer to read."""
 
@@ -78,8 +89,16 @@ class Report(ModalScreen[None]):
         Binding("pageup", "scroll(-20)", "Page up", show=False, id="report.page_up"),
     ]
 
-    def __init__(self, title: str, lines: list[Spans], *, from_end: bool = False) -> None:
+    def __init__(
+        self,
+        title: str,
+        lines: list[Spans],
+        *,
+        from_end: bool = False,
+        stream: AsyncIterator[bytes | str] | None = None,
+    ) -> None:
         super().__init__()
+        self._stream = stream
         self._title, self._lines = title, lines[-MOST_LINES:]
         self._top = len(self._lines) if from_end else 0
 
@@ -88,6 +107,21 @@ class Report(ModalScreen[None]):
 
     def on_mount(self) -> None:
         self.call_after_refresh(self._draw)
+        if self._stream is not None:
+            self.run_worker(self._follow(self._stream), exit_on_error=False)
+
+    async def _follow(self, stream: AsyncIterator[bytes | str]) -> None:
+        """Lines as they come, until the report is left."""
+        rest = ""
+        try:
+            async for piece in stream:
+                rest += piece.decode(errors="replace") if isinstance(piece, bytes) else piece
+                *whole, rest = rest.replace("\r\n", "\n").split("\n")
+                self.add([((clean(line), "text"),) for line in whole])
+        except GswarmError as error:
+            rest += f"\n{error}"
+        if rest:
+            self.add([((clean(line), "text"),) for line in rest.split("\n")])
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._draw)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.widget import Widget
 
-from gswarm.queue.types import Task, TaskPhase
+from gswarm.queue.explain import Snapshot as Facts
+from gswarm.queue.explain import explain
+from gswarm.queue.types import Explanation, Takes, Task, TaskPhase, Verdict
 
 from .. import figures
 from ..model_state import DeviceView, TaskView, View
+from ..snapshot import Snapshot
 from ..widgets.board import Board
 from ..widgets.gauge import bar
-from ..widgets.lanes import axis, initials, lane
+from ..widgets.lanes import ZOOMS, axis, initials, lane
 from ..widgets.spans import Span, Spans
 from ..widgets.table import Column, Content, Row
 from .page import Listing, Page
@@ -23,50 +25,29 @@ if TYPE_CHECKING:
     from ..deeds import Deed
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether one device takes the task, from what the plan and the devices say."""
-
-    device: DeviceView
-    takes: str
-    """ "yes", "could" or "no"."""
-    starts: float | None
-    why: str
-    change: str = ""
-    """What would change it, shortly; empty when nothing of ours would."""
+_MARKS = {
+    Takes.YES: ("●", "ready", "yes"),
+    Takes.COULD: ("◐", "changing", "could"),
+    Takes.NO: ("○", "dim", "no"),
+}
 
 
-_ORDER = {"yes": 0, "could": 1, "no": 2}
-_MARKS = {"yes": ("●", "ready"), "could": ("◐", "changing"), "no": ("○", "dim")}
-
-
-def verdicts(task: Task, view: View, needs: int) -> list[Verdict]:
-    """Every device's verdict, soonest first; those that say yes, then could, then no."""
-    out = [_verdict(task, d, needs) for d in view.devices]
-    return sorted(out, key=lambda v: (_ORDER[v.takes], v.starts is None, v.starts or 0.0, v.device.trouble != ""))
-
-
-def _verdict(task: Task, d: DeviceView, needs: int) -> Verdict:
-    if d.trouble:
-        return Verdict(d, "no", None, d.trouble)
-    mine = next((b for b in d.blocks if task.id in b.task_ids), None)
-    if mine is not None:
-        return Verdict(d, "yes", mine.start, mine.reason or f"rides with {mine.count - 1} more of {mine.model}")
-    ends = max((b.end for b in d.blocks), default=None)
-    ahead = sum(b.count for b in d.blocks)
-    if d.holds and d.holds[1] == task.model:
-        return Verdict(d, "could", ends, f"holds {task.model}, {ahead} tasks in its lane")
-    free = None if d.memory is None else d.memory_total - d.memory
-    if needs and free is not None and free >= needs:
-        return Verdict(
-            d, "could", ends, f"free {figures.size(free)}, needs a load of {task.model}", f"serve {task.model} here"
-        )
-    if d.holds:
-        lacks = f", free {figures.size(free)} of {figures.size(needs)} needed" if needs and free is not None else ""
-        return Verdict(d, "no", None, f"holds {d.holds[1]}, {ahead} tasks{lacks}")
-    if needs and d.memory_total and needs > d.memory_total:
-        return Verdict(d, "no", None, f"has {figures.size(d.memory_total)}, {task.model} needs {figures.size(needs)}")
-    return Verdict(d, "no", None, f"{task.model} is not served there", f"serve {task.model} here")
+def explanation(task: Task, snapshot: Snapshot) -> Explanation:
+    """The queue's own explanation, computed here from what the mirror holds; a recording gives the same."""
+    return explain(
+        task,
+        Facts(
+            snapshot.now,
+            snapshot.tasks,
+            snapshot.devices,
+            snapshot.nodes,
+            snapshot.models,
+            snapshot.placements,
+            snapshot.services,
+            snapshot.lanes,
+            snapshot.plan,
+        ),
+    )
 
 
 class TaskPage(Page):
@@ -116,128 +97,106 @@ class TaskPage(Page):
         task = self.app.snapshot.tasks.get(self.subject)
         if task is None:
             return
+        found = explanation(task, self.app.snapshot)
         shown = next((t for t in view.tasks if t.id == task.id), None)
-        model = next((m for m in view.models if m.name == task.model), None)
-        needs = model.size if model else 0
-        found = verdicts(task, view, needs)
-        self._why(task, shown, found, view, needs)
+        self._why(task, found, shown, view)
         self._table(found, view)
         self._ride(task, found, view)
 
-    def _why(self, task: Task, shown: TaskView | None, found: list[Verdict], view: View, needs: int) -> None:
-        from ..model_state import Tone
-
-        yes = next((v for v in found if v.takes == "yes"), None)
-        bound = view.plan.wait_bound_s if view.plan else 0.0
-        reason = task.detail or self.app.reason_of(task)
-        if task.phase is TaskPhase.RUNNING:
-            head: Spans = (("running ", "text"), (f"on {shown.where if shown else task.node}", "strong"))
-        elif task.phase in (TaskPhase.DONE, TaskPhase.FAILED, TaskPhase.CANCELLED):
-            tone = Tone.FAILED.value if task.phase is TaskPhase.FAILED else "strong"
-            head = ((f"{task.phase.value} ", tone), (task.detail, "text"))
-        elif task.phase is TaskPhase.WAITING:
-            head = (
-                ("waiting", "text"),
-                (", because ", "dim"),
-                (f"it comes after {' '.join(task.depends_on)}", "strong"),
-            )
-        elif reason:
-            head = (("waiting", "text"), (", because ", "dim"), (reason, "strong"))
-        elif yes is not None:
-            head = (("waiting", "text"), (", because ", "dim"), ("the devices that could take it are busy", "strong"))
-        else:
-            head = (("waiting", "text"), (", because ", "dim"), (f"no device has {task.model} served", "strong"))
-        lines: list[Spans] = [head]
-        if shown is not None and not shown.is_running:
-            waited = figures.span(shown.wait_s)
-            if bound:
-                share = bar(shown.wait_s / bound, 30, "changing" if shown.is_late else "bar")
+    def _why(self, task: Task, found: Explanation, shown: TaskView | None, view: View) -> None:
+        word = {TaskPhase.READY: "waiting", TaskPhase.BACKOFF: "waiting"}.get(task.phase, task.phase.value)
+        tone = "failed" if task.phase is TaskPhase.FAILED else "text"
+        reason = found.reason.removeprefix(f"{word} ")
+        because = ", because " if task.phase in (TaskPhase.READY, TaskPhase.FAILED) else " "
+        lines: list[Spans] = [((word, tone), (because if reason else "", "dim"), (reason, "strong"))]
+        if found.waits_s is not None:
+            waited = figures.span(found.waits_s)
+            if bound := found.wait_bound_s:
+                late = shown is not None and shown.is_late
+                share = bar(found.waits_s / bound, 30, "changing" if late else "bar")
                 lines.append((("waits    ", "dim"), *share, (f"  {waited} of at most {bound:.0f} s", "text")))
             else:
                 lines.append((("waits    ", "dim"), (waited, "text")))
-            if yes is not None and shown.starts is not None:
-                seen = next((b.runs_seen for b in yes.device.blocks if task.id in b.task_ids), 0)
-                basis = f"{seen} runs seen" if seen else "a guess, no runs seen"
-                lines.append(
-                    (
-                        ("starts   ", "dim"),
-                        (f"≈{figures.clock(shown.starts, with_seconds=True)}", "strong"),
-                        (f" on {yes.device.alias}   ", "text"),
-                        (basis, "dim"),
-                    )
-                )
-            else:
-                lines.append((("starts   ", "dim"), ("unknown: not in the plan", "text")))
-        if task.model:
-            size = f" with {figures.size(needs)} free" if needs else ""
-            lines.append((("needs    ", "dim"), (f"{task.model} on 1 device{size}", "text")))
+        if found.expected_start is not None:
+            past = found.expected_start <= view.totals.now
+            when = "now" if past else f"≈{figures.clock(found.expected_start, with_seconds=True)}"
+            where: Spans = ((f" on {found.expected_on}   ", "text"), (found.basis, "dim"))
+            lines.append((("starts   ", "dim"), (when, "strong"), *where))
+        elif task.phase is TaskPhase.READY:
+            lines.append((("starts   ", "dim"), ("unknown: not in the plan", "text")))
+        if found.needs:
+            lines.append((("needs    ", "dim"), (found.needs, "text")))
         self.query_one("#why", Board).put(tuple(lines), is_stale=view.is_stale)
 
-    def _table(self, found: list[Verdict], view: View) -> None:
+    def _table(self, found: Explanation, view: View) -> None:
         width = self.size.width
-        name = max(10, min(20, max((len(v.device.alias) for v in found), default=0) + 1))
-        change = 26 if width >= 100 else 0
-        why = width - 4 - name - 10 - 10 - change - 2
-        columns = [Column("DEVICE", name, gap=0), Column("TAKES IT", 9, gap=0), Column("STARTS", 9), Column("WHY", why)]
+        name = max(10, min(20, max((len(v.device) for v in found.verdicts), default=0) + 1))
+        change = min(48, max((len(v.change) for v in found.verdicts), default=0) + 1) if width >= 100 else 0
+        change = max(change, 22) if change else 0
+        columns = [
+            Column("DEVICE", name, gap=0),
+            Column("TAKES IT", 9, gap=0),
+            Column("STARTS", 9),
+            Column("WHY", width - 4 - name - 9 - 10 - change - 3),
+        ]
         if change:
             columns.append(Column("WHAT WOULD CHANGE IT", change))
-        rows = []
-        for v in found:
-            glyph, tone = ("×", "failed") if v.device.trouble else _MARKS[v.takes]
-            starts = "unknown" if v.starts is None else f"≈{_clock(v.starts)}"
-            text = "dim" if v.takes == "no" else "text"
-            cells: list[Spans] = [
-                ((v.device.alias, text),),
-                ((f"{glyph} ", tone), (v.takes, tone)),
-                ((starts, text),),
-                ((v.why, text),),
-            ]
-            if change:
-                cells.append((("s ", "key"), (v.change, "text")) if v.change else (("-", "dim"),))
-            rows.append(Row(v.device.id, tuple(cells), values=(v.device.alias, v.takes, v.starts or 4e12, v.why)))
-        counts = {k: sum(v.takes == k for v in found) for k in _ORDER}
-        subtitle = " · ".join(f"{n} {k}" for k, n in counts.items() if n)
-        self.query_one("#verdicts", Listing).load(
-            Content(
-                tuple(columns),
-                tuple(rows),
-                is_stale=view.is_stale,
-                title="device by device, soonest first",
-                subtitle=subtitle,
-            )
-        )
+        ids = {d.alias: d for d in view.devices}
+        rows = tuple(_row(v, ids.get(v.device), bool(change), view) for v in found.verdicts)
+        counts = {takes: sum(v.takes is takes for v in found.verdicts) for takes in _MARKS}
+        subtitle = " · ".join(f"{n} {takes.value}" for takes, n in counts.items() if n)
+        note: tuple[Spans, ...] = () if rows else ((("no device is asked now", "dim"),),)
+        title = "device by device, soonest first"
+        content = Content(tuple(columns), rows, note, view.is_stale, title, subtitle)
+        self.query_one("#verdicts", Listing).load(content)
 
-    def _ride(self, task: Task, found: list[Verdict], view: View) -> None:
+    def _ride(self, task: Task, found: Explanation, view: View) -> None:
         board = self.query_one("#ride", Board)
         now = view.totals.now.timestamp()
-        nearest = [v for v in found if v.device.blocks][:4]
+        by_alias = {d.alias: d for d in view.devices}
+        asked = [by_alias[v.device] for v in found.verdicts if v.device in by_alias] or list(view.devices)
+        nearest = [d for d in asked if d.blocks][:4]
+        mine = next(((d, b) for d in view.devices for b in d.blocks if task.id in b.task_ids), None)
+        if mine is not None and mine[0] not in nearest:
+            nearest = [mine[0], *nearest[:3]]
         short = initials(b.model for d in view.devices for b in d.blocks)
-        name = max((len(v.device.alias) for v in nearest), default=8) + 2
+        name = max((len(d.alias) for d in nearest), default=8) + 2
         cells = board.size.width - 2 - name
-        yes = next((v for v in found if v.takes == "yes"), None)
         cell_s = 5
-        if yes is not None and yes.starts is not None:
-            cell_s = next((z for z in (1, 2, 5, 10, 15, 30) if (yes.starts - now) / z < cells * 0.6), 30)
+        if mine is not None:
+            cell_s = next((z for z in ZOOMS[1:] if (mine[1].start - now) / z < cells * 0.6), ZOOMS[-1])
         form = self.app.paint().form
         lines: list[Spans] = [((" " * name, "text"), *axis(cells, cell_s))]
-        for v in nearest:
-            lines.append(
-                ((f"{v.device.alias:<{name}}", "text"), *lane(v.device.blocks, now, cells, cell_s, short, form))
-            )
-        if yes is not None and yes.starts is not None:
-            at = max(0, int(yes.starts // cell_s) - int(now // cell_s))
-            with_ids = next((b.task_ids for b in yes.device.blocks if task.id in b.task_ids), ())
-            others = " ".join(i for i in with_ids if i != task.id)
-            text = "▲ starts here" + (f", in batch with {others}" if others else "")
-            lines.append(
-                ((f"{task.id:<{name}}", "key"), (" " * min(at, max(0, cells - len(text))), "text"), (text, "key"))
-            )
+        for d in nearest:
+            lines.append(((f"{d.alias:<{name}}", "text"), *lane(d.blocks, now, cells, cell_s, short, form)))
+        if mine is not None:
+            at = max(0, int(mine[1].start // cell_s) - int(now // cell_s))
+            others = " ".join(i for i in mine[1].task_ids if i != task.id)
+            word = "runs" if mine[1].is_running else "starts"
+            text = f"▲ {word} here" + (f", in batch with {others}" if others else "")
+            text = text[: max(0, cells)]
+            indent = " " * min(at, max(0, cells - len(text)))
+            lines.append(((f"{task.id:<{name}}", "key"), (indent, "text"), (text, "key")))
         elif not nearest:
             lines = [(("nothing is planned", "dim"),)]
         board.put(tuple(lines), is_stale=view.is_stale)
 
 
-def _clock(unix: float) -> str:
-    from datetime import UTC, datetime
-
-    return figures.clock(datetime.fromtimestamp(unix, UTC), with_seconds=True)
+def _row(v: Verdict, device: DeviceView | None, has_change: bool, view: View) -> Row:
+    glyph, tone, word = ("×", "failed", "no") if device is not None and device.trouble else _MARKS[v.takes]
+    starts = "" if v.expected_start is None else f"≈{figures.clock(v.expected_start, with_seconds=True)}"
+    if v.expected_start is not None and v.expected_start <= view.totals.now:
+        starts = "now"
+    text = "dim" if v.takes is Takes.NO else "text"
+    cells: list[Spans] = [
+        ((v.device, text),),
+        ((f"{glyph} ", tone), (word, tone)),
+        ((starts or "unknown", text),),
+        ((v.why, text),),
+    ]
+    if has_change:
+        change = v.change.removeprefix("gswarm ")
+        key: Spans = (("s ", "key"),) if change.startswith("model serve") else ()
+        cells.append((*key, (change, "text")) if change else (("-", "dim"),))
+    at = v.expected_start.timestamp() if v.expected_start else 4e12
+    return Row(device.id if device is not None else v.device, tuple(cells), values=(v.device, v.takes.value, at, v.why))

@@ -29,6 +29,8 @@ class Pane(Table):
     """Catalogue domain whose keys work here."""
     extra_keys: ClassVar[dict[str, str]] = {}
     """Keys for actions of other domains: key to the action's name."""
+    key_order: ClassVar[str] = ""
+    """Keys as they stand in the footer, from the left; others follow."""
     kind: ClassVar[str] = ""
     """What a row is, as `Ref` names it."""
     detail: ClassVar[str] = ""
@@ -105,7 +107,7 @@ class Pane(Table):
 
     def can(self, deed: Deed) -> bool:
         """Whether `deed` makes sense on the row under the cursor."""
-        needs = any(f.is_required and f.ref == self.kind for f in deed.fields)
+        needs = any(f.ref == self.kind and not f.is_option for f in deed.fields)
         return not needs or self.subject() is not None
 
     def echo(self) -> str:

@@ -17,6 +17,7 @@ class DataPane(Pane):
     number = 3
     title = "Data"
     domain = "data"
+    key_order = "pgtaD"
     detail = "data info"
     filter_field = "id"
     listing = "data list"

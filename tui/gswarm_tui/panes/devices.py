@@ -55,6 +55,7 @@ class DevicesPane(Pane):
     number = 1
     title = "Devices and plan"
     domain = "device"
+    key_order = "sPT"
     extra_keys: ClassVar[dict[str, str]] = {"s": "model serve", "P": "profiler start"}
     detail = "device show"
     filter_field = "alias"

@@ -20,6 +20,7 @@ class ModelsPane(Pane):
     number = 2
     title = "Models"
     domain = "model"
+    key_order = "sxdmcvbD"
     detail = "model info"
     listing = "model list"
     kind = "model"

@@ -17,6 +17,7 @@ class QueuePane(Pane):
     number = 4
     title = "Queue"
     domain = "queue"
+    key_order = "ncHRew+-"
     detail = "queue explain"
     filter_field = "model"
     listing = "queue list"

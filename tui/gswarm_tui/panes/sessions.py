@@ -26,6 +26,7 @@ class SessionsPane(Pane):
     number = 5
     title = "Sessions"
     domain = "profiler"
+    key_order = "nxmocED"
     extra_keys: ClassVar[dict[str, str]] = {
         "n": "profiler start",
         "x": "profiler stop",
