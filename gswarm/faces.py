@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class TokenFace:
 
         return await act(self._swarm, name, role, node=node)
 
-    async def list(self) -> list[TokenInfo]:
+    async def list(self) -> builtins.list[TokenInfo]:
         """List tokens by name and role; secrets are shown nowhere."""
         from gswarm.cluster.actions import token_list as act
 
@@ -133,7 +134,7 @@ class ModelFace:
         metadata: Sequence[str] = (),
         wait: bool = False,
         timeout: float | None = None,
-    ) -> list[Placement]:
+    ) -> builtins.list[Placement]:
         """Download a model: files are kept once, whatever they are named."""
         from gswarm.model.actions import download as act
 
@@ -142,7 +143,7 @@ class ModelFace:
             return asked
         from gswarm.model.types import download_done as until
 
-        return await self._swarm.wait(until, asked, timeout=timeout)
+        return [await self._swarm.wait(until, one, timeout=timeout) for one in asked]
 
     async def delete(self, name: str, *, node: str = "") -> None:
         """Delete a model; refused while it is served."""
@@ -286,7 +287,9 @@ class QueueFace:
     def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
 
-    async def submit(self, file: Sequence[Path], *, wait: bool = False, timeout: float | None = None) -> list[Workflow]:
+    async def submit(
+        self, file: Sequence[Path], *, wait: bool = False, timeout: float | None = None
+    ) -> builtins.list[Workflow]:
         """Submit workflows: all of them, or none when one is wrong."""
         from gswarm.queue.actions import submit as act
 
@@ -295,7 +298,7 @@ class QueueFace:
             return asked
         from gswarm.queue.types import workflow_done as until
 
-        return await self._swarm.wait(until, asked, timeout=timeout)
+        return [await self._swarm.wait(until, one, timeout=timeout) for one in asked]
 
     async def list(self, *, filter: Sequence[str] = (), sort: str = "", limit: int = 200) -> Listing[Task]:
         """List tasks."""
@@ -347,7 +350,7 @@ class QueueFace:
 
         await act(self._swarm, priority, list(task))
 
-    async def history(self, *, workflow: str = "", before: int = 0, limit: int = 200) -> list[Task]:
+    async def history(self, *, workflow: str = "", before: int = 0, limit: int = 200) -> builtins.list[Task]:
         """List finished tasks that are no longer in the list, newest first."""
         from gswarm.queue.actions import history as act
 

@@ -2,6 +2,10 @@
 
 ROOM_OF = {
     "status": "cluster",
+    "up": "system",
+    "down": "system",
+    "doctor": "system",
+    "logs": "system",
     "node": "cluster",
     "device": "cluster",
     "event": "cluster",
@@ -10,6 +14,9 @@ ROOM_OF = {
     "data": "data",
     "queue": "queue",
     "profiler": "profiler",
+    "host": "system",
+    "client": "system",
+    "config": "system",
 }
 
 HELP = """\
@@ -19,6 +26,10 @@ A swarm of GPU machines from one terminal.
 
 Commands:
   status      Show the host: version, ports, counts, and the role you have
+  up          Start a host and an agent here if none runs, and open the console
+  down        Stop the host and agents of this machine, and what they started
+  doctor      Check this machine: ports, token, GPUs, state directory, shared memory, backends
+  logs        Show what the background host or agent wrote
   node        machines that run an agent: list, show, forget
   device      GPUs and CPUs, live: list, show
   event       who did what, when, and what happened: list
@@ -27,6 +38,9 @@ Commands:
   data        share data between processes and nodes: put, get, list, info, acquire, release, delete, transfer
   queue       submit work, see the plan and why: submit, list, info, workflows, plan, explain, cancel, retry, priority, history
   profiler    record metrics and replay them: start, stop, list, info, mark, delete, export
+  host        the central coordinator: start, stop
+  client      the agent on this machine: connect, backend
+  config      settings and where they come from: show
   completion  Print a shell completion script: bash, zsh, fish
 
 Options:

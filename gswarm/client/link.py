@@ -30,6 +30,8 @@ from gswarm.v1.agent_pb2_grpc import AgentStub
 log = logging.getLogger("gswarm.agent")
 PROGRESS_S = 0.5
 BACKOFF_S = (0.2, 3.0)
+SILENT_BEATS = 5
+"""The host speaks at least at every second beat."""
 FINAL = (ForbiddenError, InvalidError, RefusedError, UnauthenticatedError)
 
 
@@ -167,7 +169,7 @@ class Link:
                         ("beat", self._beat(first.welcome.heartbeat_s or 2.0)),
                     )
                 ]
-                await self._read(call, (first.welcome.heartbeat_s or 2.0) * 4)
+                await self._read(call, (first.welcome.heartbeat_s or 2.0) * SILENT_BEATS)
                 for task in tasks:
                     task.cancel()
             await _raise_status(call, self._address)

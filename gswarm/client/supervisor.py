@@ -9,8 +9,7 @@ import logging
 import os
 import signal
 import subprocess
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -52,41 +51,6 @@ class Process:
         return net.same_process(self.pid, self.started)
 
 
-class Failures:
-    """How often each service failed in the last ten minutes; a new generation starts with none."""
-
-    LIMIT = 5
-    WINDOW_S = 600.0
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._times: dict[str, tuple[int, list[float]]] = {}
-
-    def add(self, name: str, generation: int) -> int:
-        """One more; how many that makes."""
-        _, times = self._recent(name, generation)
-        times.append(self._clock())
-        self._times[name] = (generation, times)
-        return len(times)
-
-    def count(self, name: str, generation: int) -> int:
-        """How many there are."""
-        return len(self._recent(name, generation)[1])
-
-    def exhausted(self, name: str, generation: int) -> bool:
-        """Whether it is given up, until a new generation."""
-        return self.count(name, generation) >= self.LIMIT
-
-    def forget(self, name: str) -> None:
-        """The service is gone."""
-        self._times.pop(name, None)
-
-    def _recent(self, name: str, generation: int) -> tuple[int, list[float]]:
-        known, times = self._times.get(name, (generation, []))
-        since = self._clock() - self.WINDOW_S
-        return generation, [at for at in times if at > since] if known == generation else []
-
-
 class Supervisor:
     """Starts, watches, adopts and ends the backends of one agent. Its records are in `processes.json`."""
 
@@ -99,7 +63,6 @@ class Supervisor:
         self._ended: dict[str, asyncio.Event] = {}
         self._codes: dict[str, int | None] = {}
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self.failures = Failures()
 
     def adopt(self) -> list[Process]:
         """Find what an earlier agent of this directory left running; anything of ours that is not on record is ended."""

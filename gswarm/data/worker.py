@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ class DataWorker:
             if mine.phase == data_pb2.LOCATION_PHASE_PENDING and chunk.id not in self._pulls:
                 task = group.create_task(self._fetch(chunk), name=f"pull-{chunk.id}")
                 self._pulls[chunk.id] = task
-                task.add_done_callback(lambda _, chunk_id=chunk.id: self._pulls.pop(chunk_id, None))
+                task.add_done_callback(partial(self._pulled, chunk.id))
             elif mine.phase == data_pb2.LOCATION_PHASE_PRESENT and chunk.digest not in self.pool:
                 # Shared memory does not outlive a reboot: say so rather than offer what is gone.
                 self._report(chunk.id, data_pb2.LOCATION_PHASE_FAILED, "the copy was lost when the machine restarted")
@@ -103,6 +104,9 @@ class DataWorker:
         for chunk_id, task in list(self._pulls.items()):
             if chunk_id not in ids:
                 task.cancel()
+
+    def _pulled(self, chunk_id: str, _: asyncio.Task[None]) -> None:
+        self._pulls.pop(chunk_id, None)
 
     async def _fetch(self, chunk: data_pb2.Chunk) -> None:
         """Pull one chunk from whoever has it, then report; errors end in a failed location, never in this task."""
@@ -155,7 +159,9 @@ class DataWorker:
                     peer.name, peer.peer_host, peer.peer_port, self.agent.peer.token, self.agent.peer.client_tls(peer)
                 )
 
-    def _report(self, chunk_id: str, phase: data_pb2.LocationPhase, detail: str, seconds: float | None = None) -> None:
+    def _report(
+        self, chunk_id: str, phase: data_pb2.LocationPhase.ValueType, detail: str, seconds: float | None = None
+    ) -> None:
         location = data_pb2.Location(node=self.agent.name, phase=phase, detail=detail)
         if seconds is not None:
             location.transfer_s = seconds

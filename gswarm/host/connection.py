@@ -21,6 +21,7 @@ class Connection:
     reports: asyncio.Queue[agent_pb2.Report] = field(default_factory=lambda: asyncio.Queue(OUTBOX_LIMIT))
     tick_seq: int = 0
     tick_acked: int = 0
+    tick_told: int = 0
     desired_due: bool = False
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 

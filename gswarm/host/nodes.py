@@ -49,6 +49,8 @@ from gswarm.v1.cluster_pb2 import Node
 
 log = logging.getLogger("gswarm.host")
 HEARTBEAT_S = 2.0
+TELL_BEATS = 2
+"""We speak at every second beat: to many nodes that is most of what we send."""
 REPORT_GROUP = 256
 PHASE_SLOTS = 10
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -178,28 +180,35 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         # Agents that were there before this start get the time to come back.
         self._heard = {n.name: time.monotonic() for n in self.store.state.list(Node)} | self._heard
         try:
-            while True:
+            for number in itertools.count():
                 due = self._clock_due()
                 await asyncio.sleep(due - time.monotonic())
                 if (late := time.monotonic() - due) > HEARTBEAT_S:
                     # We were the silent one (suspended, or starved): that is no one else's silence.
                     self._heard = {name: heard + late for name, heard in self._heard.items()}
-                beat = agent_pb2.Heartbeat(time_unix_us=time.time_ns() // 1000, revision=self.store.state.revision)
-                message = agent_pb2.AttachResponse(heartbeat=beat)
-                for connection in list(self._connections.values()):
-                    self._ack(connection)
-                    connection.send(message)
+                if number % TELL_BEATS == 0:
+                    self._tell_all()
                 await self._notice_silence()
         finally:
             unsubscribe()
             for connection in self._connections.values():
                 connection.closed.set()
 
-    def _ack(self, connection: Connection) -> None:
+    def _tell_all(self) -> None:
+        beat = agent_pb2.Heartbeat(time_unix_us=time.time_ns() // 1000, revision=self.store.state.revision)
+        message = agent_pb2.AttachResponse(heartbeat=beat)
+        for connection in list(self._connections.values()):
+            # An acknowledgement is a sign of life too; two messages would cost twice as much.
+            connection.send(self._ack(connection) or message)
+
+    def _ack(self, connection: Connection) -> agent_pb2.AttachResponse | None:
+        """What of a node's ticks is safe since it was told last."""
         if not self.keeps_ticks(connection.node):
             connection.tick_acked = connection.tick_seq
-        if connection.tick_acked:
-            connection.send(agent_pb2.AttachResponse(ack=agent_pb2.Ack(tick_seq=connection.tick_acked)))
+        if connection.tick_acked == connection.tick_told:
+            return None
+        connection.tick_told = connection.tick_acked
+        return agent_pb2.AttachResponse(ack=agent_pb2.Ack(tick_seq=connection.tick_acked))
 
     @staticmethod
     def _clock_due() -> float:

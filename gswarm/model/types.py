@@ -181,3 +181,14 @@ def service_stopped(asked: Service, now: Service | None) -> Progress:
     if not now.stop:
         return Progress(ConditionState.FAILED, None, f"{asked.name} was asked for again")
     return Progress(ConditionState.PENDING, None, f"{asked.name} is stopping on {now.node}")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One backend's interpreter as it stands on this machine."""
+
+    backend: str
+    python: str
+    state: str
+    """ready, broken or missing"""
+    packages: str = ""

@@ -18,7 +18,7 @@ from gswarm.errors import GswarmError
 from gswarm.model import operations
 from gswarm.model.backends import backend
 from gswarm.queue import plan, transitions
-from gswarm.queue.history import History, read
+from gswarm.queue.durations import History, read
 from gswarm.queue.transitions import BACKOFF, DONE, FAILED, FINAL, LEASE_S, READY, RUNNING
 from gswarm.queue.references import Json, resolve
 from gswarm.scheduler import strategy as seam
@@ -362,7 +362,7 @@ class Dispatcher:
         transitions.lease(tx, task, node="", service="", device_ids=())
         try:
             params = resolve(json.loads(task.params_json), _outputs(tx, task))
-            task.output_json = json.dumps(_do(tx, task.type, params))
+            task.output_json = json.dumps(_do(tx, task.type, params if isinstance(params, dict) else {}))
             tx.put(task)
         except GswarmError as error:
             transitions.attempt_failed(tx, task, str(error))
@@ -483,19 +483,19 @@ def _outputs(tx: Transaction, task: Task) -> Callable[[str], Json]:
 def _do(tx: Transaction, kind: queue_pb2.TaskType.ValueType, params: dict[str, Any]) -> dict[str, object]:
     """Carry out a host-side task's change; what it made, for waiting on and for its dependents."""
     if kind == queue_pb2.TASK_TYPE_DOWNLOAD:
-        nodes = [params["node"]] if params.get("node") else []
-        response = operations.download(
-            models_pb2.DownloadRequest(name=params["name"], source=params["source"], nodes=nodes)
-        )(tx)
+        asked = models_pb2.DownloadRequest(
+            name=params["model"], source=params["source"], nodes=params.get("nodes") or []
+        )
+        response = operations.download(asked)(tx)
         return {"model": response.model.name, "placements": [p.id for p in response.placements]}
     if kind == queue_pb2.TASK_TYPE_SERVE:
-        devices = params.get("device") or []
         request = models_pb2.ServeRequest(
             model=params["model"],
-            devices=[devices] if isinstance(devices, str) else devices,
+            devices=params.get("devices") or [],
             port=int(params.get("port") or 0),
             backend=params.get("backend", ""),
-            name=params.get("service", ""),
+            name=params.get("name", ""),
+            options={key: str(value) for key, value in (params.get("options") or {}).items()},
         )
         return {"service": operations.serve(request)(tx).service.name}
     if kind == queue_pb2.TASK_TYPE_STOP:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from gswarm.queue.history import History
+from gswarm.queue.durations import History
 from gswarm.scheduler.strategy import (
     Completed,
     Event,

@@ -126,6 +126,8 @@ class QueueWorker:
             raise GswarmError(f"service {lease.service} is not ready on this node")
         params = json.loads(lease.params_json)
         messages = params.get("messages") or [{"role": "user", "content": str(params.get("prompt", ""))}]
+        if "system" in params:
+            messages = [{"role": "system", "content": str(params["system"])}, *messages]
         body = {"model": ready[1], "messages": messages, "stream": True}
         body |= {name: params[name] for name in PASSED_ON if name in params}
         text: list[str] = []

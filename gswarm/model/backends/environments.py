@@ -7,11 +7,11 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from gswarm import config as settings
 from gswarm.errors import GswarmError, RefusedError
+from gswarm.model.types import Environment
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "transformers": ("torch", "transformers[serving]>=5.0", "accelerate>=1.10"),
@@ -20,17 +20,6 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 CPU_TORCH = "torch==2.13.0"
 """A release that has a build for CPU only, many times smaller than the default one."""
 MARK = "gswarm.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """One backend's interpreter as it stands."""
-
-    backend: str
-    python: str
-    state: str
-    """ready, broken or missing"""
-    packages: str = ""
 
 
 def directory() -> Path:

@@ -1,0 +1,1 @@
+"""This machine: starting and stopping, checking, settings, logs."""
