@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from gswarm.client import supervisor as module
-from gswarm.client.supervisor import Failures, Launch, Supervisor
+from gswarm.client.supervisor import Launch, Supervisor
 from gswarm.errors import GswarmError
 
 SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
@@ -186,29 +186,13 @@ async def test_a_log_that_grew_is_cut_and_the_child_writes_on(directory: Path, m
 async def test_following_a_log_gives_what_is_there_and_what_comes(directory: Path) -> None:
     supervisor = Supervisor(directory)
     supervisor.logs.joinpath("web.log").write_bytes(b"0123456789")
-    enough = asyncio.Event()
     got = b""
     async with asyncio.timeout(20):
-        async for piece in supervisor.read_log("web", 4, follow=True, stop=enough.is_set):
+        async for piece in supervisor.read_log("web", 4, follow=True):
             got += piece
             if got == b"6789":
                 with supervisor.log_path("web").open("ab") as file:
                     file.write(b"more")
             if got.endswith(b"more"):
-                enough.set()
+                break
     assert got == b"6789more"
-
-
-def test_five_failures_in_ten_minutes_are_enough_until_a_new_generation() -> None:
-    now = 0.0
-    failures = Failures(lambda: now)
-    for _ in range(4):
-        failures.add("web", 1)
-    assert not failures.exhausted("web", 1)
-    now = 601.0
-    assert failures.add("web", 1) == 1, "older than ten minutes do not count"
-    for _ in range(4):
-        failures.add("web", 1)
-    assert failures.exhausted("web", 1)
-    assert not failures.exhausted("web", 2)
-    assert failures.add("web", 2) == 1
