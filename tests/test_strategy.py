@@ -140,14 +140,14 @@ class World:
     def _carry_out(self, now: float, instruction: Instruction) -> None:
         self.log.append((now, instruction))
         match instruction:
-            case Start(job, server):
-                known = self.servers[server]
+            case Start(job, where):
+                known = self.servers[where]
                 assert job not in self.started, "a job is started twice"
                 assert known.ready and known.model == f"m{self.case.jobs[int(job[1:])][1]}"
                 assert job in self.ready, "a job is started before what it needs is done"
                 self.started[job] = (now, instruction.passed_over)
-                self.running[server].add(job)
-                assert len(self.running[server]) <= known.slots, "a server has more than it takes at once"
+                self.running[where].add(job)
+                assert len(self.running[where]) <= known.slots, "a server has more than it takes at once"
                 self.at(now + self.case.models[int(known.model[1:])][2], Completed(job))
             case Load(model, devices):
                 memory, load, _ = self.case.models[int(model[1:])]
@@ -161,10 +161,10 @@ class World:
                 self.at(now, ServerIs(server))
                 ready = Server(server.id, model, devices, memory, self.case.slots, ready=True, ours=True)
                 self.at(now + load, ServerIs(ready))
-            case Unload(server):
-                assert not self.running[server], "a server is ended while it works"
-                del self.servers[server]
-                self.at(now + 0.25, ServerGone(server))
+            case Unload(gone):
+                assert not self.running[gone], "a server is ended while it works"
+                del self.servers[gone]
+                self.at(now + 0.25, ServerGone(gone))
 
 
 @settings(max_examples=150, deadline=None)
@@ -262,6 +262,26 @@ def test_a_job_that_has_waited_for_its_bound_takes_the_device_from_an_endless_st
         (start,) = [i for i in out if isinstance(i, Start)]
         running = start.job
     assert time == 10.0
+
+
+def _passes(model: str, strategy: Grouping) -> int:
+    """How many critical jobs of model a start before the old job of this model gets its turn, or the device."""
+    strategy.handle(0, _one_gpu(_up("a"), Arrived(Job("first", "a"))))
+    strategy.handle(1, [Arrived(Job("old", model, Rank.LOW)), Arrived(Job("c0", "a", Rank.CRITICAL))])
+    running = "first"
+    for n in range(1, 1000):
+        out = strategy.handle(1 + n / 1000, [Completed(running), Arrived(Job(f"c{n}", "a", Rank.CRITICAL))])
+        (instruction,) = out
+        if isinstance(instruction, Unload) or (isinstance(instruction, Start) and instruction.job == "old"):
+            return n - 1
+        assert isinstance(instruction, Start)
+        running = instruction.job
+    raise AssertionError("it is passed over for ever")
+
+
+@pytest.mark.parametrize("model", ["a", "b"])
+def test_an_endless_stream_of_critical_jobs_passes_a_job_over_so_often_and_no_more(model: str) -> None:
+    assert _passes(model, Grouping(1e9, max_passed=8)) == 8
 
 
 def test_a_critical_job_of_another_model_does_not_wait_for_the_batch() -> None:
