@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gswarm_tui import figures
-from gswarm_tui.model_state import BlockView
 from gswarm_tui.themes import Form
+from gswarm_tui.view import BlockView
 from gswarm_tui.widgets.gauge import bar
 from gswarm_tui.widgets.lanes import ZOOMS, axis, initials, label, lane, zoomed
 from gswarm_tui.widgets.ledger import Part, ledger, total_line, widths

@@ -9,22 +9,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from gswarm.errors import GswarmError
 
 from . import themes
-from .deeds import Deed, find
+from .acting import Acting
 from .diff import FrameDiff
 from .feed import Feed
-from .model_state import View, build, pick
+from .model_state import build, pick
 from .overview import Overview
 from .pages.page import Page
 from .panes.base import Pane
 from .snapshot import Snapshot
 from .themes import Paint
+from .view import View
 from .widgets.footer import Key
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _palette() -> type[Provider]:
     return Actions
 
 
-class Console(App[None]):
+class Console(Acting):
     """gswarm's console."""
 
     CSS_PATH = Path(__file__).with_name("console.tcss")
@@ -74,8 +74,7 @@ class Console(App[None]):
     ]
 
     def __init__(self, feed: Feed, *, theme: str = "gswarm-dark", is_ascii: bool = False) -> None:
-        super().__init__()
-        self.feed = feed
+        super().__init__(feed)
         self.animation_level = "none"
         for made in themes.themes():
             self.register_theme(made)
@@ -84,16 +83,11 @@ class Console(App[None]):
         self.is_ascii = is_ascii
         self._paint = Paint(themes.PALETTES[theme], is_ascii=is_ascii)
         self.theme = theme
-        self.snapshot = Snapshot(host=feed.host)
         self.view: View | None = None
         self.has_data = asyncio.Event()
-        self.is_read_only = False
-        self._deeds: tuple[Deed, ...] | None = None
         self._history: dict[str, deque[Mapping[str, float]]] = {}
         self._sampled: dict[str, float] = {}
         self.commands: list[str] = []
-        self._done_line = ""
-        self._done_at: tuple[str | None, str | None] | None = None
         self.frame_diff = FrameDiff.if_possible()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -133,11 +127,6 @@ class Console(App[None]):
             if screen is not None:
                 screen.show(self.view)
 
-    @property
-    def base_screen(self) -> Overview | Page | None:
-        """The topmost screen that is no overlay."""
-        return next((s for s in reversed(self.screen_stack) if isinstance(s, Overview | Page)), None)
-
     def _remember(self, snapshot: Snapshot) -> None:
         for device, values in snapshot.samples.items():
             at = snapshot.sampled_at.get(device, 0.0)
@@ -149,143 +138,23 @@ class Console(App[None]):
         """The last samples of a metric, oldest first."""
         return [pick(values, metrics) for values in self._history.get(device, ())]
 
-    # What can be done
-
-    @property
-    def deeds(self) -> tuple[Deed, ...]:
-        """The catalogue's actions, read at first use."""
-        if self._deeds is None:
-            self._deeds = self.feed.deeds()
-        return self._deeds
-
-    def possible_deeds(self) -> tuple[Deed, ...]:
-        """What can be done now: all of it when live, reading only in a replay or read-only."""
-        reads_only = self.is_read_only or not self.feed.can_act
-        return tuple(d for d in self.deeds if d.is_read or not reads_only)
-
-    def deed(self, name: str) -> Deed | None:
-        return next((d for d in self.possible_deeds() if d.name == name), None)
-
-    def pane_bindings(self, pane: type[Pane]) -> list[Binding]:
-        """A pane's action keys as bindings with ids, so that users can remap them."""
-        return [
-            Binding(_key_code(key), f"app.deed('{d.name}')", d.summary, show=False, id=f"{pane.kind}.{d.id}")
-            for key, d in self._pane_deeds(pane)
-        ]
-
-    def _pane_deeds(self, pane: type[Pane]) -> list[tuple[str, Deed]]:
-        names = dict(pane.extra_keys)
-        taken = set(names)
-        out = [(key, d) for key, name in names.items() if (d := next((x for x in self.deeds if x.name == name), None))]
-        out += [(d.key, d) for d in self.deeds if d.domain == pane.domain and d.key and d.key not in taken]
-        order = pane.key_order
-        return sorted(out, key=lambda pair: order.find(pair[0]) if pair[0] in order else len(order))
-
-    def values_for(self, deed: Deed) -> dict[str, Any]:
-        """What the focused row already says about an action's fields."""
-        screen = self.base_screen
-        if isinstance(screen, Page):
-            return screen.values_for(deed)
-        pane = screen.focused_pane if isinstance(screen, Overview) else None
-        return pane.values_for(deed) if pane is not None else {}
-
-    def action_deed(self, name: str) -> None:
-        """A pane's key."""
-        deed = self.deed(name)
-        if deed is None:
-            why = "read-only: ! switches it off" if self.is_read_only else "a replay changes nothing"
-            self.notify(why, timeout=4)
-            return
-        self.start_deed(deed)
-
-    def start_deed(self, deed: Deed, values: Mapping[str, Any] | None = None) -> None:
-        """Ask what is missing, confirm what destroys, run the rest at once."""
-        known = {**self.values_for(deed), **(values or {})}
-        if deed.name in ("queue explain", "device show") and self._open_subject(deed, known):
-            return
-        lacking = [f for f in deed.fields if f.name not in known]
-        needs_form = any(f.is_required for f in lacking) or (lacking and not deed.is_read and values is None)
-        if deed.is_destructive and not any(f.is_required for f in lacking):
-            from .confirm import Confirm
-
-            def confirmed(yes: bool | None) -> None:
-                if yes:
-                    self.run_worker(self._perform_shown(deed, known), exit_on_error=False)
-
-            self.push_screen(Confirm(deed, known), confirmed)
-        elif needs_form:
-            from .forms import Form
-
-            self.push_screen(Form(deed, known), lambda result: self._show_result(deed, result))
-        else:
-            self.run_worker(self._perform_shown(deed, known), exit_on_error=False)
-
-    def _open_subject(self, deed: Deed, known: Mapping[str, Any]) -> bool:
-        subject = next((known[f.name] for f in deed.fields if f.ref in ("task", "device") and f.name in known), None)
-        if isinstance(subject, list):
-            subject = subject[0] if subject else None
-        if subject is None:
-            return False
-        if deed.name == "queue explain":
-            return self.open_subject("task", str(subject))
-        device = next((d.id for d in self.snapshot.devices.values() if subject in (d.id, d.alias)), None)
-        return device is not None and self.open_subject("device", device)
-
-    async def perform(self, deed: Deed, values: Mapping[str, Any]) -> Any:
-        """Run an action; GswarmError says what went wrong."""
-        given = {f.name: values[f.name] for f in deed.fields if f.name in values}
-        if deed.verb == "logs" and deed.field("follow") is not None:
-            given.setdefault("follow", True)
-        try:
-            result = await self.feed.perform(deed, given)
-        except (GswarmError, asyncio.CancelledError):
-            raise
-        except Exception as error:  # nothing that an action does wrong may end the console
-            self.log(error)
-            why = f"{type(error).__name__}: {error}"
-            raise GswarmError(f"{deed.name} broke inside gswarm", why=why, next="please report it") from error
-        self._done_line, self._done_at = deed.line(given), None
-        return result
-
-    async def _perform_shown(self, deed: Deed, values: Mapping[str, Any]) -> None:
-        try:
-            result = await self.perform(deed, values)
-        except GswarmError as error:
-            self.notify(str(error), title=deed.name, severity="error", timeout=10)
-            return
-        self._show_result(deed, result if result is not None else "done")
-
-    def _show_result(self, deed: Deed, result: Any) -> None:
-        if result is None:
-            return
-        if deed.is_read:
-            from .report import Report, lines_of
-
-            if hasattr(result, "__aiter__"):
-                self.push_screen(Report(deed.name, [], from_end=True, stream=result))
-            else:
-                self.push_screen(Report(deed.name, lines_of(result)))
-        else:
-            name = getattr(result, "name", "") or getattr(result, "id", "")
-            self.notify(f"{deed.name} {name}: accepted".replace(" :", ":"), timeout=4)
-
     # What screens ask for
 
     def echo_for(self, pane: Pane | None) -> str:
         """The CLI line that shows what the screen shows."""
         at = (pane.id, pane.cursor_key) if pane is not None else (None, None)
-        if self._done_line and self._done_at is None:
-            self._done_at = at
-        if self._done_line and self._done_at == at:
-            return self._done_line  # what was just done, until the cursor moves
-        self._done_line, self._done_at = "", None
+        if self.done_line and self.done_at is None:
+            self.done_at = at
+        if self.done_line and self.done_at == at:
+            return self.done_line  # what was just done, until the cursor moves
+        self.done_line, self.done_at = "", None
         return pane.echo() if pane is not None else "gswarm status"
 
     def keys_for(self, pane: Pane | None) -> tuple[Key, ...]:
         keys: list[Key] = []
         if pane is not None:
             possible = {d.name for d in self.possible_deeds()}
-            keys = [Key(key, d.verb) for key, d in self._pane_deeds(type(pane)) if d.name in possible and pane.can(d)]
+            keys = [Key(key, d.verb) for key, d in self.pane_deeds(type(pane)) if d.name in possible and pane.can(d)]
         if self.view is not None and self.view.replay is not None:
             keys = [Key("space", "pause"), Key("←→", "10 s"), Key("[]", "event"), Key("+-", "speed"), Key("g", "go to")]
         keys += [Key("/", "filter"), Key(":", "go"), Key("?", "help"), Key("^p", "palette"), Key("q", "quit")]
@@ -362,20 +231,6 @@ class Console(App[None]):
         if text:
             self.commands.append(text)
             go(self, text)
-
-    def run_line(self, words: list[str]) -> bool:
-        """Run or ask for the action that `words` name; False if they name none."""
-        found = find(self.possible_deeds(), words)
-        if found is None:
-            return False
-        deed, rest = found
-        try:
-            values = deed.parse(rest)
-        except ValueError as error:
-            self.notify(str(error), severity="error", timeout=6)
-            return True
-        self.start_deed(deed, values)
-        return True
 
     def action_copy_line(self) -> None:
         """`y`: the CLI line to the clipboard."""
@@ -482,7 +337,3 @@ class Console(App[None]):
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
         super()._display(screen, self.frame_diff.narrowed(renderable, self.size))
-
-
-def _key_code(key: str) -> str:
-    return {"+": "plus", "-": "minus", "!": "exclamation_mark", "?": "question_mark"}.get(key, key)

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import figures
 from .deeds import Deed, Field
-from .model_state import DeviceView, View
+from .view import DeviceView, View
 
 
 @dataclass(frozen=True, slots=True)

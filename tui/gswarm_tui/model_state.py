@@ -3,192 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
 
-from gswarm.cluster.types import Device, DeviceKind, DevicePhase, Event, Node, NodePhase
+from gswarm.cluster.types import Device, DeviceKind, DevicePhase, Node, NodePhase
 from gswarm.data.types import Chunk
 from gswarm.model.types import Model, Placement, PlacementPhase, Service, ServicePhase
-from gswarm.profiler.types import Session
-from gswarm.queue.types import Block, Plan, Priority, Task, TaskPhase
+from gswarm.queue import explain
+from gswarm.queue.types import Block, Explanation, Priority, Takes, Task, TaskPhase
 
-from .snapshot import Link, Replay, Snapshot
+from .snapshot import Snapshot
+from .view import BlockView, ChunkView, DeviceView, ModelView, NodeView, State, TaskView, Tone, Totals, View
 
 UTIL = ("util_percent", "utilization_percent", "gpu_util_percent", "util_pct")
 MEMORY = ("memory_used_bytes",)
 POWER = ("power_mw",)
 TEMPERATURE = ("temperature_c",)
 UNREAD_AFTER_S = 600.0
-
-
-class Tone(Enum):
-    """How a state is coloured; each also has a glyph and a word."""
-
-    READY = "ready"
-    CHANGING = "changing"
-    FAILED = "failed"
-    QUIET = "dim"
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """A state as it is shown: glyph, word, tone."""
-
-    glyph: str
-    word: str
-    tone: Tone
-
-
-@dataclass(frozen=True, slots=True)
-class BlockView:
-    """A block of a lane in unix seconds."""
-
-    model: str
-    hue: int
-    start: float
-    end: float
-    load_s: float
-    count: int
-    is_running: bool
-    task_ids: tuple[str, ...]
-    reason: str
-    runs_seen: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceView:
-    """A device with its last sample and its plan. None is NA."""
-
-    id: str
-    alias: str
-    node: str
-    short: str
-    name: str
-    is_simulated: bool
-    is_cpu: bool
-    util: float | None
-    memory: int | None
-    memory_total: int
-    watts: float | None
-    cap_w: float | None
-    celsius: float | None
-    trouble: str
-    """"lost 41s" and the like; empty when well."""
-    holds: tuple[int, str] | None
-    """Hue and name of the model that sits on it."""
-    is_idle: bool
-    age_s: float | None
-    blocks: tuple[BlockView, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeView:
-    """A node with its devices in order."""
-
-    name: str
-    state: State
-    detail: str
-    devices: tuple[DeviceView, ...]
-    node: Node
-
-
-@dataclass(frozen=True, slots=True)
-class ModelView:
-    """A model and where it stands."""
-
-    name: str
-    hue: int | None
-    """None: never served."""
-    size: int
-    state: State
-    tokens_per_s: float | None
-    where: str
-    is_simulated: bool
-    services: tuple[Service, ...]
-    model: Model
-
-
-@dataclass(frozen=True, slots=True)
-class TaskView:
-    """A task that is not finished: blocked first, then next to start, running last."""
-
-    id: str
-    model: str
-    hue: int | None
-    wait_s: float
-    is_late: bool
-    """Waits beyond three quarters of its bound."""
-    starts: datetime | None
-    where: str
-    blocked: str
-    """What it lacks, shortly; empty when it will run."""
-    is_running: bool
-    who: str
-    task: Task
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkView:
-    """A chunk of data and who holds it."""
-
-    id: str
-    kind: str
-    size: int
-    references: int
-    age_s: float
-    is_unread: bool
-    """Held long and never read."""
-    where: str
-    chunk: Chunk
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """The first line. None is NA."""
-
-    link: Link
-    age_s: float | None
-    host: str
-    nodes: int
-    devices: int
-    util: float | None
-    memory: int | None
-    memory_total: int
-    watts: float | None
-    tokens_per_s: float | None
-    queue: int
-    alarms: tuple[str, ...]
-    now: datetime
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """All that the console shows at one tick."""
-
-    totals: Totals
-    nodes: tuple[NodeView, ...] = ()
-    models: tuple[ModelView, ...] = ()
-    tasks: tuple[TaskView, ...] = ()
-    chunks: tuple[ChunkView, ...] = ()
-    plan: Plan | None = None
-    sessions: tuple[Session, ...] = ()
-    events: tuple[Event, ...] = ()
-    """Newest first."""
-    replay: Replay | None = None
-
-    @property
-    def devices(self) -> tuple[DeviceView, ...]:
-        return tuple(device for node in self.nodes for device in node.devices)
-
-    @property
-    def is_stale(self) -> bool:
-        return self.totals.link is not Link.LIVE
-
-    @property
-    def is_loading(self) -> bool:
-        return self.totals.link is Link.CONNECTING and self.totals.age_s is None
+MOST_ASKED = 40
+"""Unplanned tasks that are asked each tick what they lack; the rest say so on their page."""
 
 
 def pick(values: Mapping[str, float], names: Iterable[str]) -> float | None:
@@ -407,6 +239,30 @@ def _model(snapshot: Snapshot, model: Model, hue_of: Mapping[str, int]) -> Model
     )
 
 
+def lacks(task: Task, snapshot: Snapshot) -> str:
+    """What keeps a ready task out of the plan, shortly; empty when a device could take it."""
+    found = explanation(task, snapshot)
+    if any(v.takes is not Takes.NO for v in found.verdicts):
+        return ""
+    return found.reason.partition(":")[0].removeprefix("there is ")
+
+
+def explanation(task: Task, snapshot: Snapshot) -> Explanation:
+    """The queue's own explanation, computed here from what the mirror holds; a recording gives the same."""
+    facts = explain.Snapshot(
+        snapshot.now,
+        snapshot.tasks,
+        snapshot.devices,
+        snapshot.nodes,
+        snapshot.models,
+        snapshot.placements,
+        snapshot.services,
+        snapshot.lanes,
+        snapshot.plan,
+    )
+    return explain.explain(task, facts)
+
+
 _PRIORITY = (Priority.CRITICAL, Priority.HIGH, Priority.NORMAL, Priority.LOW, Priority.UNKNOWN)
 _OPEN = (TaskPhase.WAITING, TaskPhase.READY, TaskPhase.RUNNING, TaskPhase.BACKOFF)
 
@@ -420,6 +276,7 @@ def _tasks(snapshot: Snapshot, hue_of: Mapping[str, int]) -> tuple[TaskView, ...
     alias = {d.id: d.alias for d in snapshot.devices.values()}
     bound = snapshot.plan.wait_bound_s if snapshot.plan else 0.0
     views = []
+    asked = 0
     for task in snapshot.tasks.values():
         if task.phase not in _OPEN:
             continue
@@ -429,7 +286,10 @@ def _tasks(snapshot: Snapshot, hue_of: Mapping[str, int]) -> tuple[TaskView, ...
         if running:
             waited = _age(snapshot, task.started_at)
             where = where or (alias.get(task.device_ids[0], "") if task.device_ids else task.node)
-        blocked = task.detail if task.phase is TaskPhase.READY and block is None else ""
+        blocked = ""
+        if task.phase is TaskPhase.READY and block is None and asked < MOST_ASKED:
+            asked += 1
+            blocked = task.detail or lacks(task, snapshot)
         if task.phase is TaskPhase.WAITING:
             blocked = f"after {' '.join(task.depends_on)}" if task.depends_on else "waits"
         elif task.phase is TaskPhase.BACKOFF:

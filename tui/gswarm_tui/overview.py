@@ -13,7 +13,6 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from .layout import LEAST_HEIGHT, LEAST_WIDTH, TITLES, arrange
-from .model_state import View
 from .panes.base import Pane
 from .panes.data import DataPane
 from .panes.devices import DevicesPane, LanesPane
@@ -22,6 +21,7 @@ from .panes.models import ModelsPane
 from .panes.nodes import NodesPane
 from .panes.queue import QueuePane
 from .panes.sessions import SessionsPane
+from .view import View
 from .widgets.echo import Echo
 from .widgets.footer import Keys
 from .widgets.line import Line

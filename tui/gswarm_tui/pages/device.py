@@ -14,7 +14,8 @@ from gswarm.model.types import Service, ServicePhase
 from gswarm.queue.types import Task, TaskPhase
 
 from .. import figures
-from ..model_state import MEMORY, POWER, TEMPERATURE, UTIL, DeviceView, View, pick
+from ..model_state import MEMORY, POWER, TEMPERATURE, UTIL, pick
+from ..view import DeviceView, View
 from ..widgets.board import Board
 from ..widgets.lanes import axis, initials, lane
 from ..widgets.ledger import Part, ledger, total_line
@@ -71,7 +72,7 @@ def parts_of(
         hue = hues.get(s.model, 0)
         if weights and held - weights > 2**28:
             parts.append(Part(s.model, "weights", weights, hue))
-            parts.append(Part("KV cache", s.model, held - weights, hue + 1))
+            parts.append(Part("KV, rest", s.model, held - weights, hue + 1))
         elif held:
             parts.append(Part(s.model, "weights", held, hue))
     used = device.memory
@@ -88,6 +89,26 @@ def parts_of(
         parts.append(Part("other", "driver and not told apart" if ours or outside else "in use", rest))
     parts.append(Part("free", "", max(0, device.memory_total - used), is_free=True))
     return parts
+
+
+def reading(name: str, value: float) -> tuple[str, str]:
+    """A metric's name without its unit, and its value with it."""
+    head, _, unit = name.rpartition("_")
+    label = (head or name).replace("_", " ")
+    match unit:
+        case "mj":
+            return label, f"{figures.number(value / 1000)} J"
+        case "mw":
+            return label, f"{value / 1000:.0f} W"
+        case "bytes":
+            return label, figures.size(value)
+        case "mhz":
+            return label, f"{value:.0f} MHz"
+        case "percent":
+            return label, f"{value:.0f} %"
+        case "c":
+            return label, f"{value:.0f} °C"
+    return name.replace("_", " "), f"{value:g}"
 
 
 class DevicePage(Page):
@@ -213,14 +234,15 @@ class DevicePage(Page):
         values = self.app.snapshot.samples.get(d.id, {})
         reasons = self.app.snapshot.reasons.get(d.id, {})
         shown = {m for g in GAUGES for m in g.metrics}
-        out: list[Spans] = [(("state     ", "dim"), (d.trouble or "ready", "failed" if d.trouble else "ready"))]
+        out: list[Spans] = [((f"{'state':<19}", "dim"), (d.trouble or "ready", "failed" if d.trouble else "ready"))]
         if d.age_s is not None:
-            out.append((("sampled   ", "dim"), (f"{figures.span(d.age_s)} ago", "text")))
+            out.append(((f"{'sampled':<19}", "dim"), (f"{figures.span(d.age_s)} ago", "text")))
         for name, value in sorted(values.items()):
-            if name not in shown:
-                out.append(((f"{name[:22]:<23}", "dim"), (f"{value:g}", "text")))
+            if name not in shown and name not in ("memory_total_bytes", "foreign_memory_bytes"):
+                label, text = reading(name, value)
+                out.append(((f"{label[:18]:<19}", "dim"), (text, "text")))
         for name, reason in sorted(reasons.items()):
-            out.append(((f"{name[:22]:<23}", "dim"), (f"NA: {reason}", "faint")))
+            out.append(((f"{reading(name, 0.0)[0][:18]:<19}", "dim"), (f"NA: {reason}", "faint")))
         return tuple(out)
 
     def _next(self, d: DeviceView, view: View) -> None:

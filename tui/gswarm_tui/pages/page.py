@@ -12,7 +12,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 
 from .. import figures
-from ..model_state import View
+from ..view import View
 from ..widgets.board import Board
 from ..widgets.echo import Echo
 from ..widgets.footer import Key, Keys

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.widget import Widget
 
-from gswarm.queue.explain import Snapshot as Facts
-from gswarm.queue.explain import explain
 from gswarm.queue.types import Explanation, Takes, Task, TaskPhase, Verdict
 
 from .. import figures
-from ..model_state import DeviceView, TaskView, View
-from ..snapshot import Snapshot
+from ..model_state import explanation
+from ..view import DeviceView, TaskView, View
 from ..widgets.board import Board
 from ..widgets.gauge import bar
 from ..widgets.lanes import ZOOMS, axis, initials, lane
@@ -30,24 +28,6 @@ _MARKS = {
     Takes.COULD: ("◐", "changing", "could"),
     Takes.NO: ("○", "dim", "no"),
 }
-
-
-def explanation(task: Task, snapshot: Snapshot) -> Explanation:
-    """The queue's own explanation, computed here from what the mirror holds; a recording gives the same."""
-    return explain(
-        task,
-        Facts(
-            snapshot.now,
-            snapshot.tasks,
-            snapshot.devices,
-            snapshot.nodes,
-            snapshot.models,
-            snapshot.placements,
-            snapshot.services,
-            snapshot.lanes,
-            snapshot.plan,
-        ),
-    )
 
 
 class TaskPage(Page):

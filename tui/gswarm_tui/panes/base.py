@@ -6,8 +6,8 @@ import shlex
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import figures
-from ..model_state import View
 from ..snapshot import Link
+from ..view import View
 from ..widgets.spans import Spans
 from ..widgets.table import Content, Table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from .. import figures
-from ..model_state import ChunkView, View
+from ..view import ChunkView, View
 from ..widgets.spans import Spans
 from ..widgets.table import Column, Content, Later, Row
 from .base import Pane

@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 
 from .. import figures
 from ..layout import LANES
-from ..model_state import DeviceView, NodeView, View
+from ..view import DeviceView, NodeView, View
 from ..widgets.gauge import bar
 from ..widgets.lanes import axis, initials, lane, zoomed
 from ..widgets.spans import Span, Spans

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gswarm.cluster.types import Event, Severity
 
 from .. import figures
-from ..model_state import View
+from ..view import View
 from ..widgets.spans import Spans
 from ..widgets.table import Column, Content, Row
 from .base import Pane

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import figures
-from ..model_state import ModelView, View
+from ..view import ModelView, View
 from ..widgets.spans import Spans
 from ..widgets.table import Column, Content, Row
 from .base import Pane

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import figures
-from ..model_state import NodeView, View
+from ..view import NodeView, View
 from ..widgets.spans import Spans
 from ..widgets.table import Column, Content, Row
 from .base import Pane

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from .. import figures
-from ..model_state import TaskView, View
+from ..view import TaskView, View
 from ..widgets.spans import Spans
 from ..widgets.table import Column, Content, Later, Row
 from .base import Pane

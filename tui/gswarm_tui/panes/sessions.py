@@ -7,7 +7,7 @@ from typing import ClassVar
 from gswarm.profiler.types import Session, SessionPhase
 
 from .. import figures
-from ..model_state import View
+from ..view import View
 from ..widgets.spans import Spans
 from ..widgets.table import Column, Content, Row
 from .base import Pane

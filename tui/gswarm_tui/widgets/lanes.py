@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import floor
 
 from .. import figures
-from ..model_state import BlockView
 from ..themes import Form
+from ..view import BlockView
 from .spans import Spans
 
 ZOOMS = (1, 2, 5, 10, 15, 30)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .. import figures
-from ..model_state import Totals
 from ..snapshot import Link, Replay
+from ..view import Totals
 from .spans import Span, Spans, width
 
 
