@@ -55,7 +55,6 @@ OF_TYPE: Mapping[int, Mapping[str, Parameter]] = {
         "model": Parameter("a model's name", _is_name, True),
         "prompt": TEXT,
         "messages": Parameter("a list of {role, content}", _is_messages),
-        "system": TEXT,
         "max_tokens": Parameter("a whole number from 1 to 1000000", _whole(1, 1_000_000)),
         "temperature": Parameter("a number from 0 to 2", _number(0, 2)),
         "top_p": Parameter("a number from 0 to 1", _number(0, 1)),
@@ -101,12 +100,9 @@ def check(type_: int, params: Mapping[str, Json]) -> None:
             raise InvalidError(f"{word} needs {name}", why=f"{parameter.said}", field=name)
     if isinstance(model := params.get("model"), str) and has_reference(model):
         raise InvalidError("model cannot be a reference", why="the plan needs to know it beforehand", field="model")
-    if type_ == queue_pb2.TASK_TYPE_INFERENCE:
-        if ("prompt" in params) == ("messages" in params):
-            found = "both prompt and messages" if "prompt" in params else "neither prompt nor messages"
-            raise InvalidError(f"inference has {found}", next="give one of them", field="prompt")
-        if "system" in params and "messages" in params:
-            raise InvalidError("system goes with prompt", next="make it the first of the messages", field="system")
+    if type_ == queue_pb2.TASK_TYPE_INFERENCE and ("prompt" in params) == ("messages" in params):
+        found = "both prompt and messages" if "prompt" in params else "neither prompt nor messages"
+        raise InvalidError(f"inference has {found}", next="give one of them", field="prompt")
 
 
 def _shown(value: Json) -> str:
