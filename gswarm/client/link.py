@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -176,14 +176,14 @@ class Link:
         except TimeoutError:
             raise net.unreachable(self._address, f"no answer for {deadline:g} s") from None
         except grpc.aio.AioRpcError as error:
-            net.raise_error(error, self._address)
+            _raise(error, self._address)
         except (asyncio.InvalidStateError, grpc.aio.UsageError):
             await _raise_status(call, self._address)
             raise UnreachableError(f"the stream to {self._address} broke") from None
         except BaseExceptionGroup as group_error:
             for inner in group_error.exceptions:
                 if isinstance(inner, grpc.aio.AioRpcError):
-                    net.raise_error(inner, self._address)
+                    _raise(inner, self._address)
                 if isinstance(inner, asyncio.InvalidStateError | grpc.aio.UsageError):
                     await _raise_status(call, self._address)
                     raise UnreachableError(f"the stream to {self._address} broke") from None
@@ -298,4 +298,13 @@ async def _raise_status(call: Any, address: str) -> None:
             )
     except TimeoutError:
         return
+    _raise(error, address)
+
+
+def _raise(error: grpc.aio.AioRpcError, address: str) -> NoReturn:
+    """Raise what a failed stream means: what the host said, or that it is gone."""
+    said = any(key == net.ERROR_KEY for key, _ in error.trailing_metadata() or ())
+    broken = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
+    if not said and error.code() in broken:
+        raise net.unreachable(address, "the stream broke") from None
     net.raise_error(error, address)

@@ -107,6 +107,8 @@ class ModelService(models_pb2_grpc.ModelsServicer):
         placement = tx.edit(Placement, told.id)
         if placement is None or placement.node != node or told.observed_generation < placement.generation:
             return  # of an older wish, or none any more
+        if (placement.phase, placement.observed_generation) == (told.phase, told.observed_generation):
+            return  # an agent that was restarted finds the files again, and says so again
         placement.phase, placement.detail = told.phase, told.detail
         placement.observed_generation = told.observed_generation
         placement.bytes_done, placement.bytes_total = told.bytes_done, told.bytes_total

@@ -67,6 +67,8 @@ class ModelWorker:
         agent.peer.add_file_route("/blobs/", self.store.blob)
         agent.link.store_free_bytes = self.store.free_bytes
         self._downloads: dict[str, _Download] = {}
+        self._settled: dict[str, int] = {}
+        """Generation of each placement that is made and reported; the host may not know it yet."""
         self._serves: dict[str, _Serve] = {}
         self._wanted: agent_pb2.DesiredState | None = None
         self._changed = asyncio.Event()
@@ -141,6 +143,7 @@ class ModelWorker:
                 download.task.cancel()
                 await asyncio.gather(download.task, return_exceptions=True)
                 self._downloads.pop(key, None)
+        self._settled = {key: generation for key, generation in self._settled.items() if key in wanted}
         keep = {(placement.model, placement.version) for placement in wanted.values()}
         for model, version in await asyncio.to_thread(self.store.versions):
             if (model, version) not in keep:
@@ -150,6 +153,7 @@ class ModelWorker:
                 models_pb2.PLACEMENT_PHASE_STORED,
                 models_pb2.PLACEMENT_PHASE_FAILED,
             )
+            settled = settled or self._settled.get(key) == placement.generation
             if key not in self._downloads and not settled:
                 cancelled = threading.Event()
                 task = group.create_task(self._download(placement, state, cancelled), name=f"download-{key}")
@@ -189,6 +193,7 @@ class ModelWorker:
             report.phase, report.detail = models_pb2.PLACEMENT_PHASE_FAILED, str(error)
         finally:
             self._downloads.pop(placement.id, None)
+        self._settled[placement.id] = placement.generation
         self.agent.link.report(placement=report)
         self._changed.set()
 
