@@ -117,10 +117,10 @@ def _action(at: At, value: Any) -> ActionSpec:
     id_, type_ = value["id"], value["type"]
     if not isinstance(id_, str):
         raise Flaw((*at, "id"), f"the id is {id_!r}", next="it takes text; put it in quotes")
-    if type_ not in TYPES:
+    if not isinstance(type_, str) or type_ not in TYPES:
         raise Flaw((*at, "type"), f"there is no type {type_}", next=near(str(type_), TYPES))
     priority = value.get("priority", "normal")
-    if priority not in PRIORITIES:
+    if not isinstance(priority, str) or priority not in PRIORITIES:
         raise Flaw((*at, "priority"), f"there is no priority {priority}", next="critical, high, normal or low")
     retries = value.get("retries", 0)
     if not isinstance(retries, int) or isinstance(retries, bool) or not 0 <= retries <= MAX_RETRIES:
