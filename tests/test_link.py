@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -169,3 +171,31 @@ class RingModel(RuleBasedStateMachine):
 
 RingModel.TestCase.settings = settings(max_examples=60, deadline=None)
 test_ring = RingModel.TestCase
+
+
+CLOSING = """
+import pathlib, sys, tempfile, threading
+from gswarm.client.outbox import Outbox
+from gswarm.v1 import agent_pb2
+for _ in range(60):
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]) as directory:
+        outbox, stop = Outbox(pathlib.Path(directory) / "outbox.db", lambda: None), threading.Event()
+        for _ in range(100):
+            outbox.put(agent_pb2.Report())
+        def read():
+            try:
+                while not stop.is_set():
+                    outbox.after(0)
+            except Exception:
+                pass  # it is closed: an error, not a crash
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads: thread.start()
+        outbox.close()
+        stop.set()
+        for thread in threads: thread.join()
+"""
+
+
+def test_closing_while_others_read_does_not_crash_the_interpreter(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", CLOSING, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == 0
