@@ -58,6 +58,11 @@ def test_a_running_block_begins_now_and_is_told_apart() -> None:
     assert spans[0] == ("▌", "nowedge1") and spans[2][1] == "lateredge1"
 
 
+def test_blocks_at_the_same_time_do_not_mix_their_names() -> None:
+    text = plain(lane([block("qwen-7b", 0, 75, running=True), block("llama-8b", 0, 40, running=True)], NOW, 16, 5, {}))
+    assert text == "▌llama-8▌qwen-7 "
+
+
 def test_labels_give_way_step_by_step() -> None:
     assert label("coder-14b", 5, 12, "C") == "coder-14b ×5"
     assert label("coder-14b", 5, 11, "C") == "coder-14b"

@@ -11,6 +11,7 @@ from gswarm.model.types import Model, Placement, PlacementPhase, Service, Servic
 from gswarm.queue import explain
 from gswarm.queue.types import Block, Explanation, Priority, Takes, Task, TaskPhase
 
+from .figures import size, span
 from .snapshot import Snapshot
 from .view import BlockView, ChunkView, DeviceView, ModelView, NodeView, State, TaskView, Tone, Totals, View
 
@@ -104,8 +105,6 @@ def natural(text: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def node_state(node: Node, silent_s: float) -> State:
-    from .figures import span
-
     if node.phase is NodePhase.READY:
         return State("●", "ready", Tone.READY)
     if node.phase is NodePhase.UNREACHABLE:
@@ -118,8 +117,6 @@ def node_state(node: Node, silent_s: float) -> State:
 def _device(
     snapshot: Snapshot, node: Node, device: Device, service: Service | None, hue_of: Mapping[str, int]
 ) -> DeviceView:
-    from .figures import span
-
     values = snapshot.samples.get(device.id, {})
     lane = snapshot.lanes.get(device.id)
     blocks = tuple(_block(b, hue_of) for b in lane.blocks) if lane else ()
@@ -244,7 +241,12 @@ def lacks(task: Task, snapshot: Snapshot) -> str:
     found = explanation(task, snapshot)
     if any(v.takes is not Takes.NO for v in found.verdicts):
         return ""
-    return found.reason.partition(":")[0].removeprefix("there is ")
+    model = snapshot.models.get(task.model)
+    if model is None:
+        return f"no model {task.model}"
+    if found.reason.startswith("no device can take"):
+        return f"needs {size(explain.needed_bytes(model))}"
+    return found.reason.partition(":")[0]
 
 
 def explanation(task: Task, snapshot: Snapshot) -> Explanation:

@@ -24,13 +24,17 @@ class ModelsPane(Pane):
     detail = "model info"
     listing = "model list"
     kind = "model"
+    marks_simulated = True
     empty = ("no models yet; press d, or type", "$ gswarm model download NAME \\", "      --source file:///path")
 
     def draw(self, view: View, width: int, height: int) -> Content:
         has_where = width >= 58
         # name, size, state, tok/s (and where): what is over the state takes, being the only one with sentences
-        longest = max((len(m.name) for m in view.models), default=0)
-        name = min(max(longest + 1, 13), 14 if width < 58 else 24)
+        all_simulated = bool(view.models) and all(m.is_simulated for m in view.models)
+        self.marks_simulated = not all_simulated  # else the title says it for all
+        mark = 4 if self.marks_simulated and any(m.is_simulated for m in view.models) else 0
+        longest = max((len(m.name) + mark * m.is_simulated for m in view.models), default=0)
+        name = min(max(longest + 1, 13), 16 if width < 58 else 28)
         state = width - 1 - name - 1 - 4 - 2 - 1 - 5
         if has_where:
             where = min(max(16, (width - 60) // 2 + 14), state // 2)
@@ -42,14 +46,15 @@ class ModelsPane(Pane):
         rows = tuple(self._row(m, has_where) for m in view.models)
         ready = sum(m.state.word == "ready" for m in view.models)
         subtitle = f"{ready} ready of {len(rows)}" if rows else ""
-        return Content(tuple(columns), rows, subtitle=subtitle)
+        title = f"{self.number} {self.title}" + (" · SIM" if all_simulated else "")
+        return Content(tuple(columns), rows, title=title, subtitle=subtitle)
 
     def _row(self, m: ModelView, has_where: bool) -> Row:
         quiet = m.state.tone.value == "dim"
         edge = ("▌", f"hue{m.hue % 8}") if m.hue is not None else (" ", "text")
         word = "dim" if m.state.word == "ready" or quiet else m.state.tone.value
         name: Spans = (edge, (m.name, "dim" if quiet else "text"))
-        if m.is_simulated:
+        if m.is_simulated and self.marks_simulated:
             name = (*name, (" SIM", "faint"))
         cells: list[Spans] = [
             name,

@@ -65,24 +65,31 @@ def lane(
     if cells <= 0:
         return ()
     chars, styles = [" "] * cells, ["text"] * cells
+    owner: list[BlockView | None] = [None] * cells
     origin = floor(now / cell_s)
 
     def cell_of(time: float) -> int:
         return floor(time / cell_s) - origin
 
-    for block in blocks:
-        first, end = cell_of(block.start), cell_of(block.end)
-        if block.is_running:
-            first = 0
+    # Two models may run on one device at once: the longer block lies beneath, and shows where the shorter one ends.
+    for block in sorted(blocks, key=lambda b: b.start - b.end):
+        first = 0 if block.is_running else cell_of(block.start)
         if block.load_s > 0:
             loading = cell_of(block.start - block.load_s)
             for x in range(max(0, loading), min(cells, max(first, loading + 1))):
                 chars[x], styles[x] = LOAD, "load"
-        end = max(end, first + 1)
-        if end <= 0 or first >= cells:
-            continue
-        first, end = max(0, first), min(end, cells)
-        _draw(block, chars, styles, first, end, short.get(block.model, block.model[:1].upper()), form)
+        end = max(cell_of(block.end), first + 1)
+        for x in range(max(0, first), min(end, cells)):
+            owner[x] = block
+    x = 0
+    while x < cells:
+        block_here = owner[x]
+        start = x
+        while x < cells and owner[x] is block_here:
+            x += 1
+        if block_here is not None:
+            initial = short.get(block_here.model, block_here.model[:1].upper())
+            _draw(block_here, chars, styles, start, x, initial, form)
     return _joined(chars, styles)
 
 
@@ -91,16 +98,14 @@ def _draw(
 ) -> None:
     when = "now" if block.is_running else "later"
     hue = block.hue % 8
-    room = end - first - 1
+    room = end - first - (2 if form is Form.MONO else 1)
+    text = label(block.model, block.count, room, initial) if room > 0 else ""
     if form is Form.MONO:
-        room -= 1
-        text = label(block.model, block.count, room, initial) if room > 0 else ""
-        inside = text.ljust(end - first - 2, "=") if end - first > 2 else ""
+        inside = text.ljust(room, "=") if room > 0 else ""
         drawn = "[" if end - first == 1 else f"[{inside}]"
         for x, c in enumerate(drawn, first):
             chars[x], styles[x] = c, f"{when}{hue}"
         return
-    text = label(block.model, block.count, room, initial) if room > 0 else ""
     for x in range(first, end):
         chars[x], styles[x] = " ", f"{when}{hue}"
     chars[first], styles[first] = "▌", f"{when}edge{hue}"
