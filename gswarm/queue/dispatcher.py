@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import json
 import logging
@@ -19,8 +20,8 @@ from gswarm.model import operations
 from gswarm.model.backends import backend
 from gswarm.queue import plan, transitions
 from gswarm.queue.durations import History, read
-from gswarm.queue.transitions import BACKOFF, DONE, FAILED, FINAL, LEASE_S, READY, RUNNING
 from gswarm.queue.references import Json, resolve
+from gswarm.queue.transitions import BACKOFF, DONE, FAILED, FINAL, LEASE_S, READY, RUNNING
 from gswarm.scheduler import strategy as seam
 from gswarm.scheduler.strategy import Event, Load, Start, Unload
 from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2, data_pb2, models_pb2, queue_pb2
@@ -67,6 +68,7 @@ class Dispatcher:
         self._shown: dict[str, Lane] = {}
         self._group: asyncio.TaskGroup | None = None
         self._archivable: list[str] = []
+        self._attached: set[str] = set()
 
     def now(self) -> float:
         """The strategy's clock: it never goes back."""
@@ -85,17 +87,25 @@ class Dispatcher:
         try:
             async with asyncio.TaskGroup() as self._group:
                 self._wake.set()
+                ticked = time.monotonic()
                 while True:
-                    try:
-                        async with asyncio.timeout(TICK_S):
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout_at(asyncio.get_running_loop().time() + TICK_S):
                             await self._wake.wait()
-                    except TimeoutError:
-                        self._events.append(seam.Ticked())
-                        await self._timers()
                     self._wake.clear()
+                    if time.monotonic() - ticked >= TICK_S:  # also when something happens all the time
+                        ticked = time.monotonic()
+                        await self._tick()
                     await self._step()
         finally:
             unsubscribe()
+
+    async def _tick(self) -> None:
+        self._events.append(seam.Ticked())
+        attached = {n.name for n in self.store.state.list(Node) if self.nodes.connected(n.name)}
+        if attached != self._attached:  # an agent is attached only after the change that says so is published
+            self._attached, self._places_due = attached, True
+        await self._timers()
 
     def _renew_all(self, tx: Transaction) -> None:
         """After a host start every lease gets one full term."""
@@ -168,6 +178,8 @@ class Dispatcher:
     def _arrive(self, task: Task) -> None:
         waited = max(0.0, time.time() - task.ready_at.seconds - task.ready_at.nanos / 1e9)
         rank = seam.Rank(max(1, int(task.priority)))
+        if task.model not in self._models:
+            self._places_due = True  # no one had asked for it until now
         self._events.append(seam.Arrived(seam.Job(task.id, task.model, rank, waited_s=waited)))
 
     def _run_seen(self, task: Task) -> None:
