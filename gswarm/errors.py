@@ -30,7 +30,7 @@ class GswarmError(Exception):
     status: ClassVar[str] = "UNKNOWN"
     http: ClassVar[int] = 500
 
-    def __init__(self, what: str, *, why: str = "", next: str = "", field: str = "") -> None:  # noqa: A002
+    def __init__(self, what: str, *, why: str = "", next: str = "", field: str = "") -> None:
         self.what, self.why, self.next, self.field = what, why, next, field
         super().__init__(str(self))
 

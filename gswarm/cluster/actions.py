@@ -31,7 +31,7 @@ async def status(swarm: Swarm) -> HostStatus:
 async def node_list(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Node]:
@@ -70,7 +70,7 @@ async def node_forget(swarm: Swarm, node: Annotated[str, Ref("node"), Doc("node 
 async def device_list(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "alias",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Device]:
@@ -113,7 +113,7 @@ async def device_show(
 async def event_list(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "-time",
     limit: Annotated[int, Doc("rows at most")] = 50,
 ) -> Listing[Event]:

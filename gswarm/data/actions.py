@@ -27,7 +27,7 @@ async def put(
     swarm: Swarm,
     path: Annotated[Path, Doc("file to store; .npy becomes an array, .json is checked")],
     *,
-    type: Annotated[PutType | None, Doc("store as this, whatever the suffix")] = None,  # noqa: A002
+    type: Annotated[PutType | None, Doc("store as this, whatever the suffix")] = None,
     name: Annotated[str | None, Doc("label; by default the file's name")] = None,
     holder: Annotated[str | None, Doc("take a lease in this name at once")] = None,
     lease: Annotated[float, Doc("lease of that holder, seconds")] = 3600.0,
@@ -70,9 +70,7 @@ async def get(
 async def list_(
     swarm: Swarm,
     *,
-    filter: Annotated[
-        list[str], Doc("field=value, field!=value or field~part; repeat to narrow")
-    ] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc("field=value, field!=value or field~part; repeat to narrow")] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "-created_at",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Chunk]:

@@ -78,7 +78,7 @@ class Database:
         self._lock = _lock(directory)
         try:
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            os.chmod(self.path, 0o600)
+            self.path.chmod(0o600)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._migrate()

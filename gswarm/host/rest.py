@@ -113,16 +113,14 @@ def _add_resource(router: APIRouter, slot: str) -> None:
     cls: Any = dataclass_of(slot)
 
     async def rows(
-        filter: Annotated[
-            list[str] | None, Query(description="field=value, field!=value or field~part")
-        ] = None,  # noqa: A002
+        filter: Annotated[list[str] | None, Query(description="field=value, field!=value or field~part")] = None,
         sort: Annotated[str, Query()] = "",
         limit: Annotated[int, Query(ge=0, le=100_000)] = 200,
     ) -> JSONResponse:
         found = await _CALLER.get().list(cls, filters=filter or (), sort=sort, limit=limit)
         return JSONResponse({"items": to_plain(list(found)), "left_out": found.left_out, "revision": found.revision})
 
-    async def one(id: str) -> JSONResponse:  # noqa: A002
+    async def one(id: str) -> JSONResponse:
         return JSONResponse(to_plain(await _CALLER.get().get(cls, id)))
 
     tags = [domain]

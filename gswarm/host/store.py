@@ -139,7 +139,7 @@ class Transaction:
 
     def event(
         self,
-        type: str,  # noqa: A002
+        type: str,
         message: str,
         *,
         subject: Message | None = None,

@@ -19,7 +19,7 @@ FILTER = "field=value, field!=value or field~part; repeat to narrow"
 async def list_(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "name",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Model]:
@@ -46,7 +46,7 @@ async def info(swarm: Swarm, name: Annotated[str, Ref("model"), Doc("model name"
 async def placements(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: B006
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Placement]:
     """List which version is on which node, and what is under way.
@@ -110,7 +110,7 @@ async def annotate(
     swarm: Swarm,
     name: Annotated[str, Ref("model"), Doc("model name")],
     *,
-    set: Annotated[list[str], Doc("key=value; repeat")] = [],  # noqa: A002, B006
+    set: Annotated[list[str], Doc("key=value; repeat")] = [],  # noqa: B006
     clear: Annotated[list[str], Doc("key to remove; repeat")] = [],  # noqa: B006
 ) -> Model:
     """Set or clear metadata of a model.
@@ -190,7 +190,7 @@ async def stop(swarm: Swarm, service: Annotated[str, Ref("service"), Doc("name o
 async def services(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "name",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Service]:

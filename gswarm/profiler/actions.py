@@ -56,9 +56,7 @@ async def stop(swarm: Swarm, name: Annotated[str, Ref("session"), Doc("name of t
 async def list_(
     swarm: Swarm,
     *,
-    filter: Annotated[
-        list[str], Doc("field=value, field!=value or field~part; repeat to narrow")
-    ] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc("field=value, field!=value or field~part; repeat to narrow")] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "-started_at",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Session]:
@@ -109,7 +107,7 @@ async def export(
     swarm: Swarm,
     name: Annotated[str, Ref("session"), Doc("name of the session")],
     *,
-    format: Annotated[Literal["csv", "json"], Doc("csv, or json lines")] = "csv",  # noqa: A002
+    format: Annotated[Literal["csv", "json"], Doc("csv, or json lines")] = "csv",
     out: Annotated[Path | None, Short("-O"), Doc("file to write; by default NAME.csv or NAME.json, here")] = None,
     force: Annotated[bool, Doc("overwrite the file if it exists")] = False,
 ) -> Exported:

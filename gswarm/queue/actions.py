@@ -34,7 +34,7 @@ async def submit(
 async def list_(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Task]:
@@ -61,7 +61,7 @@ async def info(swarm: Swarm, task: Annotated[str, Ref("task"), Doc("task id")]) 
 async def workflows(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: A002, B006
+    filter: Annotated[list[str], Doc(FILTER)] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "-created_at",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Workflow]:

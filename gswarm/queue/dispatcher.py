@@ -283,11 +283,12 @@ class Dispatcher:
 
     def _model(self, model: Model, devices: dict[str, Device], stored: set[tuple[str, str]]) -> seam.Model:
         chosen = backend("simulated" if model.simulated else "transformers")
+        able = {n.name for n in self.store.state.list(Node) if chosen.name in n.backends}
         needed = chosen.needed_bytes(model.size_bytes)
         fitting = tuple(
             key
             for key, d in sorted(devices.items())
-            if (model.name, d.node) in stored and chosen.accepts(d.kind) and needed <= d.memory_bytes
+            if (model.name, d.node) in stored and d.node in able and chosen.accepts(d.kind) and needed <= d.memory_bytes
         )
         kind = plan.kind_of(devices[fitting[0]] if fitting else None)
         return seam.Model(

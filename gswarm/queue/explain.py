@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from gswarm.cluster.types import Device, DeviceKind, DevicePhase, Node, NodePhase
+from gswarm.cluster.types import Device, DeviceKind, DevicePhase, Node, NodePhase, Owner
 from gswarm.model.types import Model, Placement, PlacementPhase, Service, ServicePhase
-from gswarm.queue.types import Explanation, Lane, Plan, Takes, Task, TaskPhase, TaskType, Verdict
+from gswarm.queue.types import Explanation, Lane, Plan, Priority, Takes, Task, TaskPhase, TaskType, Verdict
 from gswarm.units import size as show_size
 
+USABLE = 0.9
+"""Share of a processor's memory that the planner uses."""
 GONE = (ServicePhase.STOPPED, ServicePhase.FAILED)
 
 
@@ -72,19 +74,25 @@ def _reason(task: Task, snapshot: Snapshot, verdicts: tuple[Verdict, ...]) -> st
         return f"{task.model} is stored on no node"
     serving = [s for s in snapshot.services.values() if s.model == task.model and s.phase not in GONE and not s.stop]
     if any(s.phase is ServicePhase.READY for s in serving):
-        ahead = sum(
-            1
-            for t in snapshot.tasks.values()
-            if t.model == task.model and t.phase in (TaskPhase.READY, TaskPhase.RUNNING) and int(t.id) < int(task.id)
-        )
+        ahead = sum(1 for t in snapshot.tasks.values() if t.model == task.model and _is_before(t, task))
         return f"{task.model} is served and busy; {ahead} of its tasks are before this one"
     if serving:
         return f"{task.model} is {serving[0].phase.value} on {serving[0].node}"
     if not verdicts:
         return "no device is known"
-    if not any(v.takes is not Takes.NO for v in verdicts):
-        return f"no device can take {task.model}: {verdicts[0].why}"
-    return f"every device that could take {task.model} is busy with other models"
+    if all(v.takes is Takes.NO for v in verdicts):
+        return f"no device can take {task.model}: on {verdicts[0].device}, {verdicts[0].why}"
+    return f"every device that could take {task.model} is busy: {verdicts[0].device} {verdicts[0].why}"
+
+
+def _is_before(other: Task, task: Task) -> bool:
+    if other.phase is TaskPhase.RUNNING:
+        return True
+    if other.phase is not TaskPhase.READY or other.id == task.id:
+        return False
+    ranks = list(Priority)
+    mine, its = ranks.index(task.priority), ranks.index(other.priority)
+    return its > mine or (its == mine and (other.ready_at, int(other.id)) < (task.ready_at, int(task.id)))
 
 
 def _needs(task: Task, snapshot: Snapshot) -> str:
@@ -141,30 +149,49 @@ def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
             f"{task.model} is not stored on {device.node}",
             f"gswarm model download {task.model} --node {device.node} --source ...",
         )
+    wanted = "simulated" if model.simulated else "transformers"
+    if wanted not in node.backends:
+        return answer(
+            Takes.NO,
+            f"backend {wanted} is not installed on {device.node}",
+            f"gswarm client backend install {wanted}",
+        )
     if any(
         device.id in s.device_ids and s.model == task.model and s.phase is ServicePhase.FAILED
         for s in snapshot.services.values()
     ):
-        return answer(
-            Takes.NO, f"{task.model} failed there", f"gswarm model serve {task.model} --device {device.alias}"
-        )
+        return answer(Takes.NO, f"{task.model} failed there", _serve(task, device))
     needed = needed_bytes(model)
     if needed > device.memory_bytes:
         return answer(Takes.NO, f"has {show_size(device.memory_bytes)}, {show_size(needed)} are needed")
-    taken = sum((s.memory_bytes or 0) for s in here)
-    free = device.memory_bytes - taken
-    if needed <= free:
+    names = ", ".join(s.name for s in here)
+    start = _lane_start(task, device, snapshot)
+    if device.kind is DeviceKind.CPU:  # several services share it while memory lasts
+        usable = int(device.memory_bytes * USABLE)
+        free = usable - sum(_held_bytes(s, snapshot) for s in here)
+        if needed > usable:
+            return answer(Takes.NO, f"{show_size(usable)} can be used, {show_size(needed)} are needed")
+        if needed > free:
+            why = f"free {show_size(max(0, free))}, {show_size(needed - free)} too little; held by {names}"
+            return answer(Takes.NO, why, f"gswarm model stop {here[0].name}")
+        return answer(Takes.COULD, f"free {show_size(free)}, needs a load", _serve(task, device), start)
+    people = [s.name for s in here if s.owner is not Owner.PLANNER]
+    if people:
         return answer(
-            Takes.COULD,
-            f"free {show_size(free)}, needs a load",
-            f"gswarm model serve {task.model} --device {device.alias}",
+            Takes.NO, f"held by {', '.join(people)}, which the planner does not stop", f"gswarm model stop {people[0]}"
         )
-    holders = ", ".join(s.name for s in here)
-    return answer(
-        Takes.NO,
-        f"free {show_size(free)}, {show_size(needed - free)} too little; held by {holders}",
-        f"gswarm model stop {here[0].name}" if here else "",
-    )
+    if here:
+        return answer(Takes.COULD, f"holds {names} until its tasks are through or this one is due", start=start)
+    return answer(Takes.COULD, f"free {show_size(device.memory_bytes)}, needs a load", _serve(task, device), start)
+
+
+def _serve(task: Task, device: Device) -> str:
+    return f"gswarm model serve {task.model} --device {device.alias}"
+
+
+def _held_bytes(service: Service, snapshot: Snapshot) -> int:
+    model = snapshot.models.get(service.model)
+    return service.memory_bytes or (needed_bytes(model) if model is not None else 0)
 
 
 def _lane_start(task: Task, device: Device, snapshot: Snapshot) -> datetime | None:

@@ -38,7 +38,7 @@ At = tuple[str | int, ...]
 class Flaw(InvalidError):
     """What is wrong with a workflow, and where in the document."""
 
-    def __init__(self, at: At, what: str, *, why: str = "", next: str = "") -> None:  # noqa: A002
+    def __init__(self, at: At, what: str, *, why: str = "", next: str = "") -> None:
         super().__init__(what, why=why, next=next, field=_path(at))
         self.at = at
 

@@ -17,7 +17,27 @@ from aiohttp import web
 LOAD_BYTES_PER_S = 8 << 30
 """Modelled reading speed of weights: a 16 GiB model loads in two seconds."""
 FASTEST_TOKENS_PER_S = 200.0
-WORDS = "the model would say something useful here if it were real and this device were more than a number".split()
+WORDS = [
+    "the",
+    "model",
+    "would",
+    "say",
+    "something",
+    "useful",
+    "here",
+    "if",
+    "it",
+    "were",
+    "real",
+    "and",
+    "this",
+    "device",
+    "were",
+    "more",
+    "than",
+    "a",
+    "number",
+]
 
 
 class Simulation:

@@ -120,7 +120,7 @@ class Page(Screen[None]):
 class Listing(Table):
     """A table inside a page, with a fixed title."""
 
-    def __init__(self, page: Page, title: str, *, id: str) -> None:  # noqa: A002
+    def __init__(self, page: Page, title: str, *, id: str) -> None:
         super().__init__(page.app.paint, id=id)
         self.add_class("pane")
         self.border_title = title

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Board(Widget):
     """Lines of spans in a frame; a class of its own sets its size."""
 
-    def __init__(self, paint: Callable[[], Paint], title: str = "", *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, paint: Callable[[], Paint], title: str = "", *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.add_class("board")
         self._paint = paint

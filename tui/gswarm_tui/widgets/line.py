@@ -19,7 +19,7 @@ class Line(Widget):
 
     DEFAULT_CSS = "Line { height: 1; width: 1fr; }"
 
-    def __init__(self, paint: Callable[[], Paint], *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, paint: Callable[[], Paint], *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._paint = paint
         self._spans: Spans = ()

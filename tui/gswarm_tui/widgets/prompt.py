@@ -18,7 +18,7 @@ class Prompt(Horizontal):
     class Closed(Message):
         """The prompt was answered or left."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._changed: Callable[[str], None] | None = None
         self._done: Callable[[str | None], None] | None = None

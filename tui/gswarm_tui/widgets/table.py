@@ -143,7 +143,7 @@ class Table(ScrollView, can_focus=True):
             super().__init__()
             self.table, self.key = table, key
 
-    def __init__(self, paint: Callable[[], Paint], *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, paint: Callable[[], Paint], *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._paint = paint
         self.content = Content()
