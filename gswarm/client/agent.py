@@ -19,7 +19,7 @@ from gswarm import __version__, net
 from gswarm.client.identity import AgentFile, StateLock, agents_dir, node_name
 from gswarm.client.link import Link
 from gswarm.client.outbox import Outbox
-from gswarm.client.peer import PeerServer
+from gswarm.client.peer import LocalBackend, PeerServer
 from gswarm.client.supervisor import Supervisor
 from gswarm.config import Config
 from gswarm.errors import GswarmError
@@ -95,7 +95,7 @@ class Agent:
                     self._receive,
                 )
                 self.peer = PeerServer(
-                    self.config.client.bind, self.config.client.peer_port, self.state_dir, self._backend_port
+                    self.config.client.bind, self.config.client.peer_port, self.state_dir, self._backend
                 )
                 self.supervisor.adopt()
                 self.models = ModelWorker(self)
@@ -144,9 +144,9 @@ class Agent:
             await asyncio.sleep(ROTATE_S)
             await asyncio.to_thread(self.supervisor.rotate_logs)
 
-    def _backend_port(self, service: str) -> int:
-        process = self.supervisor.get(service)
-        return process.port if process else 0
+    def _backend(self, service: str) -> LocalBackend | None:
+        process, ready = self.supervisor.get(service), self.models.ready(service)
+        return LocalBackend(process.port, ready[1]) if process and ready else None
 
     def _hello(self, outbox: Outbox) -> agent_pb2.Hello:
         node = cluster_pb2.Node(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import ssl
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 from aiohttp import web
 
 from gswarm import net
-from gswarm.errors import GswarmError, NotFoundError
+from gswarm.errors import GswarmError, UnreachableError
 from gswarm.v1 import cluster_pb2
 
 HOP = frozenset(
@@ -29,15 +31,27 @@ HOP = frozenset(
         "authorization",
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class LocalBackend:
+    """A backend that answers now: its port on our loopback, and the name that it wants to be asked by."""
+
+    port: int
+    model: str
+
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class PeerServer:
     """Serves while the agent runs. `token` is given by the host at attach and may change with its restarts."""
 
-    def __init__(self, bind: str, port: int, state_dir: Path, backend_port: Callable[[str], int]) -> None:
+    def __init__(
+        self, bind: str, port: int, state_dir: Path, find_backend: Callable[[str], LocalBackend | None]
+    ) -> None:
         self._bind, self._port, self._dir = bind, port, state_dir
-        self._backend_port = backend_port
+        self._find_backend = find_backend
         self._tokens: list[str] = []
         self.certificate = ""
         """PEM of our certificate; empty on loopback, where the port is plain."""
@@ -120,13 +134,13 @@ class PeerServer:
     async def _proxy(self, request: web.Request) -> web.StreamResponse:
         """Pass a request to a backend on our loopback, bytes as they are; a caller that hangs up ends it there."""
         name = request.match_info["name"]
-        port = self._backend_port(name)
-        if not port:
-            raise NotFoundError(f"service {name} does not run on this node")
+        backend = self._find_backend(name)
+        if backend is None:
+            raise UnreachableError(f"service {name} is not ready on this node", next="try again")
         assert self._client is not None
-        url = f"http://127.0.0.1:{port}/{request.match_info['tail']}"
+        url = f"http://127.0.0.1:{backend.port}/{request.match_info['tail']}"
         headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
-        body = await request.read()
+        body = _asking_for(backend.model, await request.read())
         try:
             async with self._client.request(
                 request.method, url, params=request.query, headers=headers, data=body
@@ -142,3 +156,14 @@ class PeerServer:
                 return response
         except aiohttp.ClientConnectionError as error:
             return web.json_response({"error": {"message": f"service {name} does not answer: {error}"}}, status=502)
+
+
+def _asking_for(model: str, body: bytes) -> bytes:
+    """The request under the backend's own name for its model; people ask by the name in the registry."""
+    try:
+        asked = json.loads(body)
+    except ValueError:
+        return body
+    if not isinstance(asked, dict) or asked.get("model") in (None, model):
+        return body
+    return json.dumps(asked | {"model": model}, ensure_ascii=False).encode()

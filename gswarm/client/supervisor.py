@@ -34,6 +34,8 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
     """Port it will listen on; kept so that an adopting agent knows it."""
+    directory: Path | None = None
+    """Where it starts; by default the agent's state directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Supervisor:
                 stdout=fd,
                 stderr=subprocess.STDOUT,
                 env=env,
-                cwd=self._dir,
+                cwd=launch.directory or self._dir,
                 start_new_session=True,
             )
         except OSError as error:

@@ -106,10 +106,9 @@ class Gateway:
                 field="model",
             )
         self._turn += 1
-        return min(
-            ready,
-            key=lambda s: (self._in_flight[s.name] / max(1, s.max_in_flight), (hash(s.name) + self._turn) % len(ready)),
-        )
+        turn = self._turn % len(ready)
+        ready = ready[turn:] + ready[:turn]  # among equals, each in turn
+        return min(ready, key=lambda s: self._in_flight[s.name] / max(1, s.max_in_flight))
 
     async def _proxy(self, path: str, receive: Receive, send: Send) -> None:
         body = await _body(receive)

@@ -302,7 +302,7 @@ class ModelWorker:
             command = chosen.command(serving)
             self._report(spec, LOADING)
             running = self.agent.supervisor.start(
-                Launch(spec.name, spec.generation, command.argv, command.env, serving.port)
+                Launch(spec.name, spec.generation, command.argv, command.env, serving.port, command.directory)
             )
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as client:
             await self._until_ready(client, spec, serving, chosen.load_limit_s, began)
@@ -368,7 +368,7 @@ class ModelWorker:
         url = f"http://127.0.0.1:{serving.port}"
         while self.agent.supervisor.get(spec.name) is not None:
             try:
-                async with client.get(f"{url}/health" if spec.simulated else f"{url}/v1/models") as answer:
+                async with client.get(f"{url}/health") as answer:
                     if answer.status == 200:
                         return
                     body = await answer.json(content_type=None) if answer.status == 503 else {}

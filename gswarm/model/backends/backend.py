@@ -31,6 +31,8 @@ class Command:
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    directory: Path | None = None
+    """Where to start it; by default the agent's state directory."""
 
 
 class Backend(Protocol):

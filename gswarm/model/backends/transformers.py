@@ -45,7 +45,7 @@ class Transformers:
             if serving.device_kind == cluster_pb2.DEVICE_KIND_CPU
             else "auto" if len(serving.device_ids) > 1 else "cuda"
         )
-        argv = [str(python.with_name("transformers")), "serve", str(serving.directory), "--device", device]
+        argv = [str(python.with_name("transformers")), "serve", self.served_name(serving), "--device", device]
         argv += ["--host", "127.0.0.1", "--port", str(serving.port), "--log-level", "info"]
         for key, value in sorted(serving.options.items()):
             argv += [f"--{key.replace('_', '-')}", value]
@@ -54,11 +54,11 @@ class Transformers:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "PYTHONUNBUFFERED": "1",
         }
-        return Command(tuple(argv), env)
+        return Command(tuple(argv), env, serving.directory.parent.parent)
 
     def served_name(self, serving: Serving) -> str:
-        """The directory it was started with."""
-        return str(serving.directory)
+        """The directory, as seen from where it was started: its answers name it, and no path of this machine."""
+        return f"{serving.directory.parent.name}/{serving.directory.name}"
 
     def needed_bytes(self, size_bytes: int) -> int:
         """The weights, and a tenth for activations and cache."""
