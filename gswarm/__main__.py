@@ -12,9 +12,13 @@ def main() -> None:
         from gswarm.completion import complete
 
         sys.exit(complete())
-    from gswarm.cli import run
+    try:
+        from gswarm.cli import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while it was still starting
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gswarm.errors import ExitCode, GswarmError, InvalidError
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 FORMATS = ("table", "json", "yaml")
 PROGRAM = "gswarm"
@@ -35,7 +38,9 @@ class Globals:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code. Nothing raises out of it but SystemExit of child modes."""
     try:
-        return _run(list(arguments))
+        code = _run(list(arguments))
+        sys.stdout.flush()  # here, where a reader that went away can still be told from a failure
+        return code
     except GswarmError as error:
         say(f"error: {error}")
         return error.code
@@ -285,8 +290,8 @@ def _common(action: Any, options: Globals) -> list[tuple[str, Any, Any]]:
     return found
 
 
-def render(result: object, output: str, *, returns: Any = None) -> None:
-    """Print a result on standard output: data only."""
+def render(result: object, output: str, *, returns: Any = None, now: datetime | None = None) -> None:
+    """Print a result on standard output: data only. Ages count to `now`: the time of what is shown."""
     if result is None:
         if output != "table":
             sys.stdout.write("null\n")
@@ -304,10 +309,10 @@ def render(result: object, output: str, *, returns: Any = None) -> None:
 
             sys.stdout.write(yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
         return
-    sys.stdout.write("".join(f"{line}\n" for line in lines(result, returns)))
+    sys.stdout.write("".join(f"{line}\n" for line in lines(result, returns, now)))
 
 
-def lines(result: object, returns: Any = None) -> list[str]:
+def lines(result: object, returns: Any = None, now: datetime | None = None) -> list[str]:
     """A result as text lines."""
     import dataclasses
     import typing
@@ -322,14 +327,14 @@ def lines(result: object, returns: Any = None) -> list[str]:
             return [str(row) for row in result]
         width = None
         if sys.stdout.isatty():
-            width = os.get_terminal_size(sys.stdout.fileno()).columns
-        return views.table(result, cls, width)
+            width = os.get_terminal_size(sys.stdout.fileno()).columns or None  # some terminals do not tell
+        return views.table(result, cls, width, now=now)
     if hasattr(result, "lines"):
         return list(result.lines())
     if dataclasses.is_dataclass(result):
         pairs = views.detail(result)
         width = max(len(label) for label, _ in pairs)
-        return [f"{label:<{width}}  {value}" for label, value in pairs]
+        return [f"{label:<{width}}  {views.printable(value)}" for label, value in pairs]
     if isinstance(result, Mapping):
         return [f"{key}: {value}" for key, value in result.items()]
     return [str(result)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import sys
 import uuid
 from collections.abc import Mapping
@@ -10,11 +12,16 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from gswarm.cli import Globals, render, say
-from gswarm.errors import DeadlineError, ExitCode, GswarmError, InvalidError, RefusedError
+from gswarm.errors import DeadlineError, ExitCode, InvalidError, RefusedError
+from gswarm.views import printable
 
 if TYPE_CHECKING:
     from gswarm.catalogue import Action
     from gswarm.cluster.types import Progress
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt of which the person has been told already."""
 
 
 def execute(action: Action, values: Mapping[str, object], options: Globals) -> int:
@@ -24,6 +31,8 @@ def execute(action: Action, values: Mapping[str, object], options: Globals) -> i
         _confirm(action, bound)
     try:
         return asyncio.run(_execute(action, bound, options))
+    except Interrupted:
+        return ExitCode.INTERRUPTED
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
@@ -58,21 +67,44 @@ async def _execute(action: Action, values: dict[str, object], options: Globals) 
             swarm = await stack.enter_async_context(connect(options.host, token_file=options.token_file))
             swarm.request_id = options.request_id or uuid.uuid4().hex
             swarm.dry_run = options.dry_run
-        try:
-            async with asyncio.timeout(options.timeout if not action.until else None):
-                result = await action.run(swarm, **values)
-        except TimeoutError:
-            raise DeadlineError(f"{action.name} took longer than {options.timeout:g} s") from None
-        if hasattr(result, "__aiter__"):
-            await _stream(result, options)
+        result = await _perform(swarm, action, values, options)
+        if result is _STREAMED:
             return ExitCode.OK
-        until = action.progress()
-        if until is not None and options.wait and not options.dry_run and options.from_ is None:
-            result = await _wait(swarm, until, result, options)
-    render(result, options.output, returns=action.returns)
+        render(result, options.output, returns=action.returns, now=_moment(swarm, result))
     if left_out := getattr(result, "left_out", 0):
         say(f"{left_out} more rows are not shown; use --limit")
     return ExitCode.OK
+
+
+_STREAMED = object()
+
+
+async def _perform(swarm: Any, action: Action, values: Mapping[str, object], options: Globals) -> Any:
+    """Ask, and wait for the end of what takes long; all of it within --timeout."""
+    loop = asyncio.get_running_loop()
+    deadline = None if options.timeout is None else loop.time() + options.timeout
+    try:
+        async with asyncio.timeout_at(deadline):
+            result = await action.run(swarm, **values)
+            if hasattr(result, "__aiter__"):
+                await _stream(result, options)
+                return _STREAMED
+    except TimeoutError:
+        raise DeadlineError(f"{action.name} took longer than {options.timeout:g} s") from None
+    except asyncio.CancelledError:
+        if action.read or options.dry_run:
+            raise
+        say(f"interrupted; it may have been done (ask again with --request-id {swarm.request_id}: never done twice)")
+        raise Interrupted from None
+    until = action.progress()
+    if until is None or not options.wait or options.dry_run or options.from_ is not None:
+        return result
+    return await _wait(swarm, until, result, deadline)
+
+
+def _moment(swarm: Any, result: Any) -> Any:
+    """The time that ages count to: the host's when it listed, a recording's cursor, else none: now."""
+    return getattr(result, "time", None) if isinstance(result, list) else getattr(swarm, "time", None)
 
 
 async def _recording(action: Action, options: Globals, stack: AsyncExitStack) -> Any:
@@ -98,45 +130,51 @@ async def _stream(result: Any, options: Globals) -> None:
             render(piece, options.output)
 
 
-async def _wait(swarm: Any, until: Any, asked: Any, options: Globals) -> Any:
+async def _wait(swarm: Any, until: Any, asked: Any, deadline: float | None) -> Any:
     """Follow what was asked until it is done; an interrupt detaches, the work goes on."""
     show = _Shower()
+    loop = asyncio.get_running_loop()
     many = isinstance(asked, list | tuple)
+    done = []
     try:
-        done = [
-            await swarm.wait(until, one, timeout=options.timeout, show=show) for one in (asked if many else [asked])
-        ]
+        for one in asked if many else [asked]:
+            left = None if deadline is None else max(0.0, round(deadline - loop.time(), 1))
+            done.append(await swarm.wait(until, one, timeout=left, show=show))
     except asyncio.CancelledError:
         show.end()
         say(f"detached; it goes on (request id {swarm.request_id})")
-        raise KeyboardInterrupt from None
-    except GswarmError:
+        raise Interrupted from None
+    finally:
         show.end()
-        raise
-    show.end()
     return type(asked)(done) if many else done[0]
 
 
 class _Shower:
-    """Progress on standard error: one line that is rewritten on a terminal, lines elsewhere."""
+    """Progress on standard error: one line that is rewritten on a terminal; elsewhere few, plain lines."""
 
     def __init__(self) -> None:
         self._tty = sys.stderr.isatty()
         self._last = ""
+        self._step: tuple[str, int | None] | None = None
 
     def __call__(self, progress: Progress) -> None:
-        percent = f"{progress.fraction:4.0%} " if progress.fraction is not None else ""
-        text = f"{percent}{progress.message}"
-        if text == self._last:
-            return
+        message = printable(progress.message)
         if self._tty:
-            sys.stderr.write(f"\r\x1b[2K{text}")
-        elif progress.message != self._last.partition("% ")[2] and progress.message != self._last:
-            sys.stderr.write(f"{text}\n")
+            percent = f"{progress.fraction:4.0%} " if progress.fraction is not None else ""
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            sys.stderr.write(f"\r\x1b[2K{percent}{message}"[: width + 4])
+        else:
+            # Where lines stay, one for every count would bury what matters: a new one for new words or another tenth.
+            tenth = None if progress.fraction is None else int(progress.fraction * 10)
+            step = (re.sub(r"\d+", "", message), tenth)
+            if message != self._last and step != self._step:
+                sys.stderr.write(f"{message}\n")
+                self._step = step
         sys.stderr.flush()
-        self._last = text
+        self._last = message
 
     def end(self) -> None:
         """Leave the line."""
         if self._tty and self._last:
             sys.stderr.write("\n")
+            self._last = ""

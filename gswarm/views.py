@@ -15,27 +15,37 @@ from gswarm import units
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A heading, how to read a cell from a row, and whether it is a number."""
+    """A heading, how to read a cell from a row as of a moment (ages count to it), and whether it is a number."""
 
     heading: str
-    read: Callable[[Any], str]
+    read: Callable[[Any, datetime], str]
     is_number: bool = False
 
 
-def _word(name: str) -> Callable[[Any], str]:
-    def read(row: Any) -> str:
+def _word(name: str) -> Callable[[Any, datetime], str]:
+    def read(row: Any, _: datetime) -> str:
         value = getattr(row, name)
         return str(value.value if isinstance(value, Enum) else value)
 
     return read
 
 
-def _size(name: str) -> Callable[[Any], str]:
-    return lambda row: units.size(getattr(row, name))
+def _size(name: str) -> Callable[[Any, datetime], str]:
+    return lambda row, _: units.size(getattr(row, name))
 
 
-def _since(name: str) -> Callable[[Any], str]:
-    return lambda row: units.since(getattr(row, name))
+def _known_size(name: str) -> Callable[[Any, datetime], str]:
+    """A size whose 0 means that it is not known yet."""
+    return lambda row, _: units.size(getattr(row, name) or None)
+
+
+def _since(name: str) -> Callable[[Any, datetime], str]:
+    return lambda row, now: units.since(getattr(row, name), now)
+
+
+def _of(read: Callable[[Any], str]) -> Callable[[Any, datetime], str]:
+    """A cell that time does not change."""
+    return lambda row, _: read(row)
 
 
 def _names(values: Sequence[str]) -> str:
@@ -54,17 +64,17 @@ def _dtype(chunk: Any) -> str:
     return f"{kind}{bits}[{','.join(map(str, chunk.shape))}]"
 
 
-def _wait(task: Any) -> str:
+def _wait(task: Any, now: datetime) -> str:
     if task.ready_at is None:
         return "-"
-    end = task.started_at or task.finished_at or datetime.now(UTC)
+    end = task.started_at or task.finished_at or now
     return units.age((end - task.ready_at).total_seconds())
 
 
-def _run(task: Any) -> str:
+def _run(task: Any, now: datetime) -> str:
     if task.started_at is None:
         return "-"
-    return units.duration(((task.finished_at or datetime.now(UTC)) - task.started_at).total_seconds())
+    return units.duration(max(0.0, ((task.finished_at or now) - task.started_at).total_seconds()))
 
 
 def _place(task: Any) -> str:
@@ -76,22 +86,22 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("NAME", _word("name")),
         Column("STATE", _word("phase")),
         Column("VERSION", _word("version")),
-        Column("CPUS", _word("cpu_count"), True),
-        Column("MEMORY", _size("memory_bytes"), True),
-        Column("BACKENDS", lambda n: _names(n.backends)),
+        Column("CPUS", _of(lambda n: units.count(n.cpu_count or None)), True),
+        Column("MEMORY", _known_size("memory_bytes"), True),
+        Column("BACKENDS", _of(lambda n: _names(n.backends))),
         Column("DETAIL", _word("detail")),
     ),
     "Device": (
         Column("DEVICE", _word("alias")),
-        Column("KIND", lambda d: "SIM" if d.kind.value == "simulated" else d.kind.value),
+        Column("KIND", _of(lambda d: "SIM" if d.kind.value == "simulated" else d.kind.value)),
         Column("NAME", _word("name")),
-        Column("MEMORY", _size("memory_bytes"), True),
+        Column("MEMORY", _known_size("memory_bytes"), True),
         Column("STATE", _word("phase")),
         Column("ID", _word("id")),
         Column("DETAIL", _word("detail")),
     ),
     "Event": (
-        Column("TIME", lambda e: units.clock(e.time)),
+        Column("TIME", _of(lambda e: units.clock(e.time))),
         Column("SEVERITY", _word("severity")),
         Column("TYPE", _word("type")),
         Column("ACTOR", _word("actor")),
@@ -105,46 +115,46 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     ),
     "Model": (
         Column("MODEL", _word("name")),
-        Column("SIZE", lambda m: units.size(m.size_bytes or None), True),
+        Column("SIZE", _known_size("size_bytes"), True),
         Column("VERSION", _word("default_version")),
-        Column("KIND", lambda m: "SIM" if m.simulated else m.metadata.get("architecture", "-")),
-        Column("DIGEST", lambda m: (v.digest[:12] if (v := _default_version(m)) and v.digest else "-")),
-        Column("SOURCE", lambda m: v.source if (v := _default_version(m)) else "-"),
+        Column("KIND", _of(lambda m: "SIM" if m.simulated else m.metadata.get("architecture", "-"))),
+        Column("DIGEST", _of(lambda m: (v.digest[:12] if (v := _default_version(m)) and v.digest else "-"))),
+        Column("SOURCE", _of(lambda m: v.source if (v := _default_version(m)) else "-")),
     ),
     "Placement": (
-        Column("MODEL", lambda p: f"{p.model}@{p.version}"),
+        Column("MODEL", _of(lambda p: f"{p.model}@{p.version}")),
         Column("NODE", _word("node")),
         Column("STATE", _word("phase")),
         Column("DONE", _size("bytes_done"), True),
-        Column("OF", lambda p: units.size(p.bytes_total or None), True),
+        Column("OF", _known_size("bytes_total"), True),
         Column("SHARED", _size("bytes_shared"), True),
         Column("DETAIL", _word("detail")),
     ),
     "Service": (
         Column("SERVICE", _word("name")),
-        Column("MODEL", lambda s: f"{s.model}@{s.version}"),
+        Column("MODEL", _of(lambda s: f"{s.model}@{s.version}")),
         Column("STATE", _word("phase")),
         Column("NODE", _word("node")),
-        Column("BACKEND", lambda s: f"{s.backend}{' SIM' if s.simulated else ''}"),
-        Column("PORT", lambda s: str(s.bound_port or s.port or "-"), True),
-        Column("TOK/S", lambda s: units.count(s.tokens_per_s), True),
+        Column("BACKEND", _of(lambda s: f"{s.backend}{' SIM' if s.simulated else ''}")),
+        Column("PORT", _of(lambda s: str(s.bound_port or s.port or "-")), True),
+        Column("TOK/S", _of(lambda s: units.count(s.tokens_per_s)), True),
         Column("OWNER", _word("owner")),
         Column("DETAIL", _word("detail")),
     ),
     "Chunk": (
         Column("ID", _word("id")),
-        Column("TYPE", _dtype),
+        Column("TYPE", _of(_dtype)),
         Column("SIZE", _size("size_bytes"), True),
-        Column("REFS", lambda c: str(len(c.holders)), True),
+        Column("REFS", _of(lambda c: str(len(c.holders))), True),
         Column("AGE", _since("created_at"), True),
         Column("NAME", _word("name")),
-        Column("WHERE", lambda c: _names([p.node for p in c.locations if p.phase.value == "present"])),
+        Column("WHERE", _of(lambda c: _names([p.node for p in c.locations if p.phase.value == "present"]))),
     ),
     "Workflow": (
         Column("ID", _word("id")),
         Column("NAME", _word("name")),
         Column("STATE", _word("phase")),
-        Column("DONE", lambda w: f"{w.done}/{w.tasks}", True),
+        Column("DONE", _of(lambda w: f"{w.done}/{w.tasks}"), True),
         Column("FAILED", _word("failed"), True),
         Column("AGE", _since("created_at"), True),
         Column("BY", _word("actor")),
@@ -153,32 +163,32 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("TASK", _word("id")),
         Column("ACTION", _word("action")),
         Column("TYPE", _word("type")),
-        Column("MODEL", lambda t: t.model or "-"),
+        Column("MODEL", _of(lambda t: t.model or "-")),
         Column("PRIORITY", _word("priority")),
         Column("STATE", _word("phase")),
         Column("WAIT", _wait, True),
         Column("RAN", _run, True),
-        Column("WHERE", _place),
+        Column("WHERE", _of(_place)),
         Column("DETAIL", _word("detail")),
     ),
     "Block": (
         Column("MODEL", _word("model")),
         Column("TASKS", _word("count"), True),
-        Column("START", lambda b: units.clock(b.start)),
-        Column("END", lambda b: units.clock(b.end)),
-        Column("LOAD", lambda b: units.duration(b.load_s) if b.load_s else "-", True),
-        Column("RUNNING", lambda b: "yes" if b.running else "no"),
+        Column("START", _of(lambda b: units.clock(b.start))),
+        Column("END", _of(lambda b: units.clock(b.end))),
+        Column("LOAD", _of(lambda b: units.duration(b.load_s) if b.load_s else "-"), True),
+        Column("RUNNING", _of(lambda b: "yes" if b.running else "no")),
         Column("WHY", _word("reason")),
     ),
     "Session": (
         Column("SESSION", _word("name")),
         Column("STATE", _word("phase")),
-        Column("INTERVAL", lambda s: units.duration(s.interval_s), True),
+        Column("INTERVAL", _of(lambda s: units.duration(s.interval_s)), True),
         Column("TICKS", _word("ticks"), True),
         Column("EVENTS", _word("events"), True),
         Column("SIZE", _size("size_bytes"), True),
         Column("STARTED", _since("started_at"), True),
-        Column("NODES", lambda s: _names(s.nodes) if s.nodes else "all"),
+        Column("NODES", _of(lambda s: _names(s.nodes) if s.nodes else "all")),
         Column("DETAIL", _word("detail")),
     ),
 }
@@ -188,11 +198,16 @@ def columns(cls: type) -> tuple[Column, ...]:
     """The columns of a type; those not in the table show their plain fields."""
     if cls.__name__ in COLUMNS:
         return COLUMNS[cls.__name__]
-    return tuple(Column(f.name.upper().replace("_", " "), _plain_field(f.name)) for f in dataclasses.fields(cls))
+    return tuple(Column(f.name.upper().replace("_", " "), _of(_plain_field(f.name))) for f in dataclasses.fields(cls))
 
 
 def _plain_field(name: str) -> Callable[[Any], str]:
     return lambda row: plain(getattr(row, name))
+
+
+def printable(text: str) -> str:
+    """Text in one line without control characters: what a backend or a peer wrote must not steer the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 def plain(value: object) -> str:
@@ -233,10 +248,13 @@ def detail(row: Any) -> list[tuple[str, str]]:
     return pairs
 
 
-def table(rows: Sequence[Any], cls: type, width: int | None = None) -> list[str]:
-    """Lines of a plain table; the last column is cut to `width` when it is given."""
-    shown = columns(cls)
-    cells = [[c.read(row).replace("\n", " ") for c in shown] for row in rows]
+def table(rows: Sequence[Any], cls: type, width: int | None = None, *, now: datetime | None = None) -> list[str]:
+    """Lines of a plain table as of `now`: a recording's moment, else the present.
+
+    When `width` is given, what does not fit is cut at the right, so that no line wraps.
+    """
+    shown, moment = columns(cls), now or datetime.now(UTC)
+    cells = [[printable(c.read(row, moment)) for c in shown] for row in rows]
     keep = [i for i, c in enumerate(shown) if c.heading != "DETAIL" or any(line[i] for line in cells)]
     widths = {i: max([len(shown[i].heading), *(len(line[i]) for line in cells)]) for i in keep}
 

@@ -7,18 +7,21 @@ import inspect
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from pydantic import ConfigDict, Field, create_model
+from pydantic import AfterValidator, ConfigDict, Field, create_model
+from starlette.exceptions import HTTPException
 
 from gswarm import __version__, net
 from gswarm.catalogue import Action, Parameter, actions
 from gswarm.cluster.types import ConditionState
 from gswarm.codec import dataclass_of, to_plain
-from gswarm.errors import GswarmError, InvalidError, UnauthenticatedError
+from gswarm.errors import ForbiddenError, GswarmError, InvalidError, UnauthenticatedError
+from gswarm.host.auth import CHANGERS
 from gswarm.kinds import BY_SLOT
 from gswarm.swarm import Swarm
 
@@ -42,11 +45,11 @@ async def build(host: HostContext) -> AsyncIterator[FastAPI]:
     bind = host.file.bind
     address = "127.0.0.1" if bind == "0.0.0.0" else "::1" if bind == "::" else bind
     async with Swarm(net.Endpoint(address, host.file.port, host.token)) as swarm:
-        yield application(swarm)
+        yield application(swarm, loopback=net.is_loopback(bind))
 
 
-def application(swarm: Swarm) -> FastAPI:
-    """Routes over a swarm."""
+def application(swarm: Swarm, *, loopback: bool) -> FastAPI:
+    """Routes over a swarm. Only on `loopback` may a caller name files: they are this machine's, not the caller's."""
     app = FastAPI(
         title="gswarm", version=__version__, docs_url=None, redoc_url=None, openapi_url=f"{PREFIX}/openapi.json"
     )
@@ -72,7 +75,16 @@ def application(swarm: Swarm) -> FastAPI:
     async def bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        return problem(InvalidError(f"{name} is wrong", why=str(first["msg"]), field=name))
+        return problem(
+            InvalidError(f"{name} is wrong", why=str(first["msg"]).removeprefix("Value error, "), field=name)
+        )
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        code = "NOT_FOUND" if error.status_code == 404 else "INVALID_ARGUMENT"
+        what = f"{request.method} {request.url.path}: {error.detail.lower()}"
+        body = {"error": {"message": what, "why": "", "next": f"see {PREFIX}/docs", "field": "", "code": code}}
+        return JSONResponse(body, error.status_code, headers=error.headers)
 
     @app.get("/", include_in_schema=False)
     @app.get(f"{PREFIX}/docs", include_in_schema=False)
@@ -84,7 +96,7 @@ def application(swarm: Swarm) -> FastAPI:
         _add_resource(router, slot)
     for action in actions():
         if not action.local:
-            _add_action(router, action)
+            _add_action(router, action, loopback=loopback)
     app.include_router(router)
     return app
 
@@ -104,7 +116,7 @@ def problem(error: GswarmError) -> JSONResponse:
 
 
 def path_of(action: Action) -> str:
-    """POST (or GET for reads) goes there: /actions/model/serve."""
+    """Its method goes there: /actions/model/serve."""
     return f"/actions/{action.id.replace('.', '/')}"
 
 
@@ -128,14 +140,51 @@ def _add_resource(router: APIRouter, slot: str) -> None:
     router.add_api_route(f"/{domain}/{plural}/{{id:path}}", one, methods=["GET"], tags=tags, name=f"get {slot}")  # type: ignore[arg-type]
 
 
-def _add_action(router: APIRouter, action: Action) -> None:
+def touches_files(action: Action) -> bool:
+    """Whether it reads or writes files named by the caller, which over REST are files of the host's machine."""
+    return any(p.type is Path for p in action.parameters)
+
+
+def method_of(action: Action) -> str:
+    """GET is for what changes nothing, files included."""
+    return "GET" if action.read and not touches_files(action) else "POST"
+
+
+async def _check_files(swarm: Swarm, action: Action, *, loopback: bool) -> None:
+    """Raises ForbiddenError unless the caller may name files of this machine."""
+    if not loopback:
+        raise ForbiddenError(
+            f"{action.name} is not done over REST here",
+            why="it names files of the host's machine, and this host listens beyond loopback",
+            next=f"run gswarm {action.name} on the machine that has the files, or use the Python client there",
+        )
+    role = (await swarm.status()).role
+    if role not in CHANGERS:
+        raise ForbiddenError(f"{action.name} names files of the host's machine", why=f"the role {role} may not do that")
+
+
+async def _first(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same pieces, the first one in hand: an error comes while there can still be a status for it."""
+    head = await anext(pieces, b"")
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield head
+        async for piece in pieces:
+            yield piece
+
+    return whole()
+
+
+def _add_action(router: APIRouter, action: Action, *, loopback: bool) -> None:
     model = body_model(action)
 
     async def run(values: dict[str, Any], wait: float | None) -> Response:
         swarm = _CALLER.get()
+        if touches_files(action):
+            await _check_files(swarm, action, loopback=loopback)
         result = await action.run(swarm, **values)
         if hasattr(result, "__aiter__"):
-            return StreamingResponse(result, media_type="application/octet-stream")
+            return StreamingResponse(await _first(result), media_type="application/octet-stream")
         until = action.progress()
         if until is None:
             return JSONResponse(to_plain(result))
@@ -171,10 +220,8 @@ def _add_action(router: APIRouter, action: Action) -> None:
         "description": action.doc,
         "name": action.name,
     }
-    if action.read:
-        router.add_api_route(path_of(action), get, methods=["GET"], **options)
-    else:
-        router.add_api_route(path_of(action), post, methods=["POST"], **options)
+    method = method_of(action)
+    router.add_api_route(path_of(action), get if method == "GET" else post, methods=[method], **options)
 
 
 def _given(model: Any) -> dict[str, Any]:
@@ -218,14 +265,24 @@ def body_model(action: Action) -> type[Any]:
     return made
 
 
+def _absolute(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("a file of the host's machine is named by its absolute path")
+    return text
+
+
 def _annotation(p: Parameter) -> Any:
-    kind: Any = Literal[p.choices] if p.choices else str if p.type.__name__ == "Path" else p.type
+    kind: Any = Literal[p.choices] if p.choices else p.type
+    if p.type is Path:
+        # The host's working directory and standard input mean nothing to a caller, so neither is a default.
+        kind = Annotated[str, AfterValidator(_absolute)]
+        return list[kind] if p.many else kind
     if p.many:
         kind = list[kind]
     return kind | None if p.optional else kind
 
 
 def _default(p: Parameter) -> Any:
-    if p.required:
+    if p.required or p.type is Path:
         return ...
     return list(p.default) if p.many and isinstance(p.default, list | tuple) else p.default
