@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import shlex
 import sys
 import types
@@ -19,6 +20,7 @@ from gswarm.errors import InvalidError
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 ROOMS = ("cluster", "model", "data", "queue", "profiler", "scheduler", "system")
 SCALARS = (str, int, float, bool, Path)
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,12 @@ class Parameter:
         if kind is bool and isinstance(value, bool):
             return value
         if kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
-            if kind is int and value != int(value):
-                raise InvalidError(f"{self.name} is {value}", why="a whole number is expected", field=self.name)
-            return kind(value)
+            whole = isinstance(value, int) or value.is_integer()
+            if whole or (kind is float and math.isfinite(value)):
+                return kind(value)
         if kind is str and isinstance(value, str):
             return value
-        raise InvalidError(f"{self.name} is {value!r}", why=f"a {kind.__name__} is expected", field=self.name)
+        raise InvalidError(f"{self.name} is {value!r}", why=f"{_WORDS[kind]} is expected", field=self.name)
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Action:
 
     def cli_line(self, values: Mapping[str, object]) -> str:
         """The command line that does the same."""
-        words, options = ["gswarm", *self.name.split()], []
+        command, words, options = ["gswarm", *self.name.split()], [], []
         for p in self.parameters:
             value = values.get(p.name, p.default)
             if value is None or value == p.default or (p.many and not value):
@@ -210,7 +212,9 @@ class Action:
                     words.append(text)
                 else:
                     options += [p.flag, text]
-        return " ".join(words + options)
+        if any(word.lstrip("'").startswith("-") for word in words):
+            return " ".join([*command, *options, "--", *words])
+        return " ".join(command + words + options)
 
 
 _REGISTRY: dict[str, dict[str, Action]] = {room: {} for room in ROOMS}

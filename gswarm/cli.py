@@ -194,7 +194,7 @@ def wrapper(action: Any, options: Globals) -> Callable[..., int]:
     for p in action.parameters:
         extra: dict[str, Any] = {}
         if p.ref:
-            extra["shell_complete"] = completer(p.ref)
+            extra["autocompletion"] = completer(p.ref)
         kind: Any = Literal[p.choices] if p.choices else p.type
         kind = list[kind] if p.many else kind
         if p.optional:

@@ -39,10 +39,10 @@ def complete() -> int:
     return code if isinstance(code, int) else 0
 
 
-def completer(kind: str) -> Callable[[Any, Any, str], list[str]]:
+def completer(kind: str) -> Callable[[str], list[str]]:
     """Names of a kind that begin with what was typed; none when the host does not answer quickly."""
 
-    def names(context: Any, parameter: Any, incomplete: str) -> list[str]:
+    def names(incomplete: str) -> list[str]:
         import asyncio
 
         from gswarm.errors import GswarmError
