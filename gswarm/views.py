@@ -194,6 +194,18 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
 }
 
 
+# Sizes and counts that are 0 on the wire until someone has told them.
+_UNKNOWN_AT_0 = frozenset(
+    {
+        ("Model", "size_bytes"),
+        ("Placement", "bytes_total"),
+        ("Node", "cpu_count"),
+        ("Node", "memory_bytes"),
+        ("Device", "memory_bytes"),
+    }
+)
+
+
 def columns(cls: type) -> tuple[Column, ...]:
     """The columns of a type; those not in the table show their plain fields."""
     if cls.__name__ in COLUMNS:
@@ -237,11 +249,17 @@ def detail(row: Any) -> list[tuple[str, str]]:
     for item in dataclasses.fields(row):
         value = getattr(row, item.name)
         label = item.name
-        if label.endswith("_bytes") and isinstance(value, int):
-            pairs.append((label.removesuffix("_bytes").replace("_", " "), f"{units.size(value)} ({value} bytes)"))
+        if value == 0 and (type(row).__name__, label) in _UNKNOWN_AT_0:
+            value = None
+        number = value is None or isinstance(value, int | float)
+        if label.endswith("_bytes") and number:
+            told = units.NA if value is None else f"{units.size(value)} ({value} bytes)"
+            pairs.append((label.removesuffix("_bytes").replace("_", " "), told))
         elif label.endswith("_json") and isinstance(value, str) and value:
             pairs.append((label.removesuffix("_json"), json.dumps(json.loads(value), ensure_ascii=False)))
-        elif label.endswith("_s") and isinstance(value, int | float):
+        elif label.endswith("_per_s") and number:
+            pairs.append((label.replace("_per_s", "/s").replace("_", " "), units.count(value)))
+        elif label.endswith("_s") and number:
             pairs.append((label.removesuffix("_s").replace("_", " "), units.duration(value)))
         else:
             pairs.append((label.replace("_", " "), plain(value)))
