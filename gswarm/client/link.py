@@ -58,7 +58,8 @@ class Link:
         self._wake_reports, self._wake_ticks = asyncio.Event(), asyncio.Event()
         self._acked = 0
         self._running: Callable[[], list[agent_pb2.TaskAttempt]] = list
-        self.store_free_bytes: Callable[[], int] = lambda: 0
+        self.facts: Callable[[], agent_pb2.NodeFacts] = agent_pb2.NodeFacts
+        """What of the node may change while attached; asked at every heartbeat, in a thread."""
         self.welcome: agent_pb2.Welcome | None = None
         """What the host said last; None before the first attach."""
         self.attached = asyncio.Event()
@@ -250,6 +251,7 @@ class Link:
 
     async def _beat(self, interval: float) -> None:
         due = 0.0
+        facts = await asyncio.to_thread(self.facts)  # Hello carried these
         while True:
             told, self._told = self._told, {}
             running = self._running()
@@ -258,8 +260,10 @@ class Link:
                 due = now + interval
                 beat = agent_pb2.Heartbeat(time_unix_us=time.time_ns() // 1000)
                 await self._out.put(agent_pb2.AttachRequest(heartbeat=beat))
-                if running:
-                    progress = agent_pb2.Progress(running=running, store_free_bytes=self.store_free_bytes())
+                fresh = await asyncio.to_thread(self.facts)
+                progress = agent_pb2.Progress(running=running, facts=fresh if fresh != facts else None)
+                facts = fresh
+                if running or progress.HasField("facts"):
                     await self._out.put(agent_pb2.AttachRequest(progress=progress))
             if told:
                 progress = agent_pb2.Progress()

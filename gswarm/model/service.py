@@ -13,6 +13,7 @@ from gswarm.host.auth import caller
 from gswarm.model import operations
 from gswarm.names import near
 from gswarm.v1 import agent_pb2, common_pb2, models_pb2, models_pb2_grpc
+from gswarm.v1.cluster_pb2 import Node
 from gswarm.v1.models_pb2 import Model, Placement, Service
 
 if TYPE_CHECKING:
@@ -185,6 +186,10 @@ class ModelService(models_pb2_grpc.ModelsServicer):
             )
 
     def _progressed(self, tx: Transaction, node: str, progress: agent_pb2.Progress) -> None:
+        if progress.HasField("facts") and (known := tx.edit(Node, node)) is not None:
+            known.store_free_bytes = progress.facts.store_free_bytes
+            known.backends[:] = progress.facts.backends
+            tx.put(known)
         for told in progress.services:
             service = tx.edit(Service, told.name)
             if (

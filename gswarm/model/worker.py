@@ -35,6 +35,7 @@ FAILURE_WINDOW_S = 600.0
 RESTART_PAUSE_S = 1.0
 PROBE_S = 0.2
 STOP_GRACE_S = 10.0
+FREE_STEP = 64 << 20
 LOADING, READY = models_pb2.SERVICE_PHASE_LOADING, models_pb2.SERVICE_PHASE_READY
 FAILED, STOPPED = models_pb2.SERVICE_PHASE_FAILED, models_pb2.SERVICE_PHASE_STOPPED
 
@@ -65,7 +66,7 @@ class ModelWorker:
         self.store = ModelStore(agent.state_dir / "store")
         self.store.clear_incoming()
         agent.peer.add_file_route("/blobs/", self.store.blob)
-        agent.link.store_free_bytes = self.store.free_bytes
+        agent.link.facts = self._facts
         self._downloads: dict[str, _Download] = {}
         self._settled: dict[str, int] = {}
         """Generation of each placement that is made and reported; the host may not know it yet."""
@@ -82,8 +83,11 @@ class ModelWorker:
         return [name for name in NAMES if (has_simulated if name == "simulated" else python_of(name) is not None)]
 
     def free_bytes(self) -> int:
-        """Room in the model store."""
-        return self.store.free_bytes()
+        """Room in the model store, rounded down, so that it is not told anew for every file written."""
+        return self.store.free_bytes() // FREE_STEP * FREE_STEP
+
+    def _facts(self) -> agent_pb2.NodeFacts:
+        return agent_pb2.NodeFacts(store_free_bytes=self.free_bytes(), backends=self.backends())
 
     def desired(self, state: agent_pb2.DesiredState) -> None:
         """Remember the newest desired state; `run` acts on it."""

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from gswarm.cluster.types import Event, Listing
 from gswarm.codec import from_proto
+from gswarm.config import state_dir
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.host.selection import select
 from gswarm.kinds import BY_SLOT, body_of
@@ -47,13 +48,17 @@ class Recording:
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Open a recording's directory. Raises NotFoundError, or InvalidError for what is none or is from a newer gswarm.
+        """Open a recording: its directory, or the name of a session that the host of this machine recorded. Raises NotFoundError, or InvalidError for what is none or is from a newer gswarm.
 
         A torn or damaged journal opens with what is whole. Reads the whole journal once: call it in a thread.
         """
+        if not directory.exists() and (named := state_dir() / "recordings" / directory / MANIFEST).is_file():
+            directory = named.parent
         if not (directory / MANIFEST).is_file():
             raise NotFoundError(
-                f"{directory} is no recording", why=f"it has no {MANIFEST}", next="gswarm profiler list shows paths"
+                f"{directory} is no recording",
+                why=f"it has no {MANIFEST}",
+                next="gswarm profiler info NAME shows the path of one",
             )
         try:
             manifest = json.loads((directory / MANIFEST).read_text())

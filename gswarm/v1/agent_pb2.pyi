@@ -405,6 +405,34 @@ class Report(_message.Message):
 Global___Report: _TypeAlias = Report  # noqa: Y015
 
 @_typing.final
+class NodeFacts(_message.Message):
+    """What may change on a node while it is attached; sent when it differs from what was sent last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    BACKENDS_FIELD_NUMBER: _builtins.int
+    store_free_bytes: _builtins.int
+    """Free bytes of the model store's file system."""
+    @_builtins.property
+    def backends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Backends that could be started here now."""
+
+    def __init__(
+        self,
+        *,
+        store_free_bytes: _builtins.int = ...,
+        backends: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "store_free_bytes", b"store_free_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeFacts: _TypeAlias = NodeFacts  # noqa: Y015
+
+@_typing.final
 class Progress(_message.Message):
     """Unnumbered, lossy: how far things are. The next one replaces it."""
 
@@ -414,8 +442,7 @@ class Progress(_message.Message):
     PLACEMENTS_FIELD_NUMBER: _builtins.int
     LOCATIONS_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
-    STORE_FREE_BYTES_FIELD_NUMBER: _builtins.int
-    store_free_bytes: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceReport]: ...
     @_builtins.property
@@ -426,6 +453,8 @@ class Progress(_message.Message):
     def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskAttempt]:
         """Still running here: renews their leases."""
 
+    @_builtins.property
+    def facts(self) -> Global___NodeFacts: ...
     def __init__(
         self,
         *,
@@ -433,11 +462,11 @@ class Progress(_message.Message):
         placements: _abc.Iterable[Global___PlacementReport] | None = ...,
         locations: _abc.Iterable[Global___LocationReport] | None = ...,
         running: _abc.Iterable[Global___TaskAttempt] | None = ...,
-        store_free_bytes: _builtins.int = ...,
+        facts: Global___NodeFacts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["locations", b"locations", "placements", b"placements", "running", b"running", "services", b"services", "store_free_bytes", b"store_free_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "locations", b"locations", "placements", b"placements", "running", b"running", "services", b"services"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
