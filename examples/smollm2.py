@@ -47,8 +47,10 @@ def main() -> None:
     if (target / "model.safetensors").exists():
         sys.stdout.write(f"{target} is there already\n")
         return
-    target.mkdir(parents=True, exist_ok=True)
-    make(target)
+    partial = target.with_name(f"{target.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    make(partial)
+    partial.rename(target)
     sys.stdout.write(f"{target}\n")
 
 

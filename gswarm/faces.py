@@ -320,6 +320,19 @@ class QueueFace:
 
         return await act(self._swarm, filter=list(filter), sort=sort, limit=limit)
 
+    async def wait(
+        self, workflow: Sequence[str], *, wait: bool = False, timeout: float | None = None
+    ) -> builtins.list[Workflow]:
+        """Wait until workflows have ended; exits 1 if one of them failed."""
+        from gswarm.queue.actions import wait as act
+
+        asked = await act(self._swarm, list(workflow))
+        if not wait:
+            return asked
+        from gswarm.queue.types import workflow_done as until
+
+        return [await self._swarm.wait(until, one, timeout=timeout) for one in asked]
+
     async def plan(self) -> PlanView:
         """Show the plan: the order on each device, loads, and when it is done."""
         from gswarm.queue.actions import plan as act

@@ -73,6 +73,16 @@ async def workflows(
     return await swarm.list(Workflow, filters=tuple(filter), sort=sort, limit=limit)
 
 
+@action("queue", "wait", read=True, until="gswarm.queue.types:workflow_done")
+async def wait(swarm: Swarm, workflow: Annotated[list[str], Ref("workflow"), Doc("workflow ids")]) -> list[Workflow]:
+    """Wait until workflows have ended; exits 1 if one of them failed.
+
+    Examples:
+        gswarm queue submit flow.yaml --no-wait && gswarm queue wait w12 --timeout 600
+    """
+    return [await swarm.get(Workflow, name) for name in workflow]
+
+
 @action("queue", "plan", read=True)
 async def plan(swarm: Swarm) -> PlanView:
     """Show the plan: the order on each device, loads, and when it is done.

@@ -209,10 +209,10 @@ class Dispatcher:
     # One round
 
     async def _step(self) -> None:
-        if self._places_due:
-            self._places_due = False
-            self._events += self._places()
-        while self._events:
+        while self._places_due or self._events:  # a load makes a place: the plan is shown with it, never without
+            if self._places_due:
+                self._places_due = False
+                self._events += self._places()
             events, self._events = self._events, []
             starts: dict[str, list[Start]] = defaultdict(list)
             for instruction in self.strategy.handle(self.now(), events):
