@@ -81,3 +81,17 @@ def test_every_line_of_the_tutorial(tmp_path: Path) -> None:
         assert rows
         assert "stopped" in of("make down")
         assert installed.processes() == [], "nothing is left running"
+
+
+def test_serve_and_test(tmp_path: Path) -> None:
+    (service_port,) = free_ports(1)
+    with installation(tmp_path) as installed:
+        env = installed.env | {"GSWARM_BACKENDS_DIR": str(ROOT / ".cache/backends")}
+        command = [str(ROOT / "tests/serve_and_test.sh"), "smollm2", "cpu", str(service_port)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
+        assert (done.returncode, done.stdout) == (0, "The capital of France is Paris.\n"), done.stderr
+        assert installed.processes() == [], "what it brought up it took down"
+        command[1] = "no-such-model"
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 4
+        assert "there is no model no-such-model" in done.stderr
