@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,11 +36,25 @@ class Globals:
     request_id: str = ""
 
 
+class ReaderLeft(Exception):
+    """Who read standard output went away (| head)."""
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Around writes to standard output: tells a reader that left from every other broken pipe."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderLeft from None
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code. Nothing raises out of it but SystemExit of child modes."""
     try:
         code = _run(list(arguments))
-        sys.stdout.flush()  # here, where a reader that went away can still be told from a failure
+        with writing():
+            sys.stdout.flush()
         return code
     except GswarmError as error:
         say(f"error: {error}")
@@ -47,8 +62,8 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader went away (| head): not our failure, but nothing more may be written.
+    except ReaderLeft:
+        # Not our failure, but nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.OK
     except Exception as error:
@@ -78,6 +93,8 @@ def _run(words: list[str]) -> int:
 
     options = Globals()
     words = _leading_options(words, options)
+    if options.at and options.from_ is None:
+        raise InvalidError("--at is a time in a recording", next="name one with --from", field="at")
     if not words or words[0] in ("--help", "-h", "help"):
         sys.stdout.write(HELP)
         return ExitCode.OK
@@ -133,18 +150,15 @@ def _main(words: list[str], options: Globals, room: str) -> int:
         code = build(room, options).main(words, prog_name=PROGRAM, standalone_mode=False)
     except usage_error as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            sys.stdout.write(error.ctx.get_help() + "\n")
+            sys.stderr.write(error.ctx.get_help() + "\n")
             return ExitCode.USAGE
-        raise InvalidError(_usage(error), next=_hint(error)) from None
+        what, _, meant = str(error.format_message()).rstrip(".").partition(". Did you mean ")
+        raise InvalidError(what, next=f"did you mean {meant}" if meant else _hint(error)) from None
     except typer.Abort:
         raise KeyboardInterrupt from None
     except typer.Exit as error:
         return error.exit_code
     return code if isinstance(code, int) else ExitCode.OK
-
-
-def _usage(error: Any) -> str:
-    return str(error.format_message()).rstrip(".")
 
 
 def _hint(error: Any) -> str:
@@ -292,24 +306,23 @@ def _common(action: Any, options: Globals) -> list[tuple[str, Any, Any]]:
 
 def render(result: object, output: str, *, returns: Any = None, now: datetime | None = None) -> None:
     """Print a result on standard output: data only. Ages count to `now`: the time of what is shown."""
-    if result is None:
-        if output != "table":
-            sys.stdout.write("null\n")
-        return
-    if output != "table":
-        from gswarm.codec import to_plain
+    with writing():
+        sys.stdout.write(_text(result, output, returns, now))
 
-        data = to_plain(result)
-        if output == "json":
-            import json
 
-            sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
-        else:
-            import yaml
+def _text(result: object, output: str, returns: Any, now: datetime | None) -> str:
+    if output == "table":
+        return "" if result is None else "".join(f"{line}\n" for line in lines(result, returns, now))
+    from gswarm.codec import to_plain
 
-            sys.stdout.write(yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
-        return
-    sys.stdout.write("".join(f"{line}\n" for line in lines(result, returns, now)))
+    data = to_plain(result)
+    if output == "json":
+        import json
+
+        return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+    import yaml
+
+    return str(yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
 
 
 def lines(result: object, returns: Any = None, now: datetime | None = None) -> list[str]:

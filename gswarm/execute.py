@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from gswarm.cli import Globals, render, say
+from gswarm.cli import Globals, render, say, writing
 from gswarm.errors import DeadlineError, ExitCode, InvalidError, RefusedError
 from gswarm.views import printable
 
@@ -124,8 +124,9 @@ async def _recording(action: Action, options: Globals, stack: AsyncExitStack) ->
 async def _stream(result: Any, options: Globals) -> None:
     async for piece in result:
         if isinstance(piece, bytes):
-            sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
+            with writing():
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
         else:
             render(piece, options.output)
 

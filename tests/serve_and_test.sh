@@ -15,7 +15,7 @@ field() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])
 started=false served=false name="serve-and-test-$$"
 cleanup() {
   if $served; then gswarm model stop "$name" --yes >/dev/null 2>&1 || true; fi
-  gswarm token revoke "$name" >/dev/null 2>&1 || true
+  gswarm token revoke "$name" --yes >/dev/null 2>&1 || true
   if $started; then gswarm down >/dev/null; fi
 }
 trap cleanup EXIT

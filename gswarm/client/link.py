@@ -65,6 +65,7 @@ class Link:
         self.attached = asyncio.Event()
         self.detached = asyncio.Event()
         self.attaches = 0
+        self._leaving = False
 
     # What workers say
 
@@ -122,7 +123,7 @@ class Link:
     # The connection
 
     async def run(self, *, resilient: bool) -> None:
-        """Stay attached. Without `resilient` raises UnreachableError when the host goes; final refusals always raise."""
+        """Stay attached until goodbye. Without `resilient` raises UnreachableError when the host goes; final refusals raise."""
         pause = BACKOFF_S[0]
         while True:
             try:
@@ -133,11 +134,13 @@ class Link:
                 if isinstance(error, FINAL) and not (resilient and self.attaches):
                     raise
                 reason = str(error)
-                if not resilient:
+                if not resilient and not self._leaving:
                     raise
             finally:
                 self.attached.clear()
                 self.detached.set()
+            if self._leaving:
+                return
             if not resilient:
                 raise UnreachableError(
                     f"the host at {self._address} went away", why=reason, next="use --resilient to wait for it"
@@ -279,7 +282,8 @@ class Link:
             await asyncio.sleep(PROGRESS_S)
 
     async def goodbye(self, reason: str) -> None:
-        """Say that this agent leaves on purpose; returns soon in any case."""
+        """Say that this agent leaves on purpose; returns soon in any case. The stream's end is then no failure."""
+        self._leaving = True
         if not self.attached.is_set():
             return
         self._say(agent_pb2.AttachRequest(goodbye=agent_pb2.Goodbye(reason=reason)))

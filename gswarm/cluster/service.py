@@ -94,7 +94,8 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
         response = await self.host.store.apply(
             operation, actor=caller(context).name, meta=request.meta, method="Cluster.ForgetNode", request=request
         )
-        self.host.hub.forget(request.name)
+        if not request.meta.dry_run:
+            self.host.hub.forget(request.name)
         return response
 
     async def CreateToken(

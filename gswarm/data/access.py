@@ -30,8 +30,10 @@ async def put_value(swarm: Swarm, value: object, *, name: str = "", holder: str 
 async def put_file(
     swarm: Swarm, file: codecs.FilePayload, *, name: str = "", holder: str = "", lease_s: float = 0.0
 ) -> Chunk:
-    """Store a file that `codecs.inspect_file` has looked at."""
+    """Store a file that `codecs.inspect_file` has looked at. A dry run stops there: the result has no id yet."""
     socket = local_agent(swarm)[1]
+    if swarm.dry_run:
+        return Chunk(type=file.type, dtype=file.dtype, shape=file.shape, size_bytes=file.size_bytes, name=name)
     label = _label(swarm, name, holder, lease_s)
     return from_proto(await asyncio.to_thread(local.put_file, socket, file, label), Chunk)
 

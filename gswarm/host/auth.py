@@ -16,7 +16,7 @@ import grpc.aio
 from gswarm import net
 from gswarm.errors import ForbiddenError, GswarmError, NotFoundError, RefusedError, UnauthenticatedError
 from gswarm.names import check_name, near
-from gswarm.v1 import cluster_pb2
+from gswarm.v1 import cluster_pb2, common_pb2
 
 if TYPE_CHECKING:
     from gswarm.host.store import Store, Transaction
@@ -146,7 +146,10 @@ class Auth:
             return cluster_pb2.CreateTokenResponse(revision=tx.revision)
 
         # No request id is stored: a stored reply would keep the secret. A retry makes another name necessary, which is safe.
-        response = await self._store.apply(operation, actor=who.name, method="Cluster.CreateToken")
+        meta = common_pb2.RequestMeta(dry_run=request.meta.dry_run, expected_revision=request.meta.expected_revision)
+        response = await self._store.apply(operation, actor=who.name, meta=meta, method="Cluster.CreateToken")
+        if meta.dry_run:
+            return response
         self._learn(token.digest, info)
         response.token = str(token)
         return response
@@ -171,7 +174,8 @@ class Auth:
         response = await self._store.apply(
             operation, actor=who.name, meta=request.meta, method="Cluster.RevokeToken", request=request
         )
-        self._known = {digest: known for digest, known in self._known.items() if known.name != request.name}
+        if not request.meta.dry_run:
+            self._known = {digest: known for digest, known in self._known.items() if known.name != request.name}
         return response
 
     async def tokens(self) -> list[cluster_pb2.TokenInfo]:
