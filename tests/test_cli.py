@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from gswarm.catalogue import Action, actions
+from gswarm.cli import run
 from tests.support.processes import BIN, Installation, eventually, installation
 
 pytestmark = pytest.mark.e2e
@@ -41,6 +43,34 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         for process in (agent, host):
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
+
+
+class Here(Installation):
+    """The same installation, its commands run in this process: the whole command line but for starting Python."""
+
+    def __init__(self, made: Installation, capture: pytest.CaptureFixture[str]) -> None:
+        vars(self).update(vars(made))
+        self.capture = capture
+
+    def result(
+        self, *arguments: str, timeout: float = 60, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `gswarm ARGUMENTS` and give everything it said."""
+        self.capture.readouterr()
+        code = run(arguments)
+        out, err = self.capture.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+
+@pytest.fixture
+def here(swarm: Installation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    for name in [name for name in os.environ if name.startswith("GSWARM_")]:
+        monkeypatch.delenv(name)
+    for name, value in swarm.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(swarm.root)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    return Here(swarm, capsys)
 
 
 def said(swarm: Installation, *words: str, code: int) -> str:
@@ -78,57 +108,43 @@ def said(swarm: Installation, *words: str, code: int) -> str:
         ("queue submit nowhere.yaml", "nowhere.yaml"),
     ],
 )
-def test_wrong_words_are_refused_with_what_was_meant(swarm: Installation, line: str, told: str) -> None:
-    assert told in said(swarm, *line.split(), code=2)
+def test_wrong_words_are_refused_with_what_was_meant(here: Here, line: str, told: str) -> None:
+    assert told in said(here, *line.split(), code=2)
 
 
-def test_a_group_without_a_command_shows_what_there_is(swarm: Installation) -> None:
-    done = swarm.result("model")
+def test_a_group_without_a_command_shows_what_there_is(here: Here) -> None:
+    done = here.result("model")
     assert (done.returncode, done.stdout) == (2, "") and "  serve " in done.stderr
 
 
-def test_a_workflow_with_a_mistake_is_refused_whole_with_its_place(swarm: Installation) -> None:
-    (swarm.root / "wrong.yaml").write_text(FLOW.format(name="wrong").replace("prompt", "promt"))
-    before = len(swarm.rows("queue", "workflows"))
-    assert re.search(r"wrong\.yaml:3:\d+", said(swarm, "queue", "submit", "flow.yaml", "wrong.yaml", code=2))
-    assert len(swarm.rows("queue", "workflows")) == before
+def test_a_workflow_with_a_mistake_is_refused_whole_with_its_place(here: Here) -> None:
+    (here.root / "wrong.yaml").write_text(FLOW.format(name="wrong").replace("prompt", "promt"))
+    before = len(here.rows("queue", "workflows"))
+    assert re.search(r"wrong\.yaml:3:\d+", said(here, "queue", "submit", "flow.yaml", "wrong.yaml", code=2))
+    assert len(here.rows("queue", "workflows")) == before
 
 
 # What is asked for comes on standard output, in three shapes of one truth.
 
 NO_DATA = ("model logs", "data get", "profiler export", "queue wait")  # streams, writes files, waits
 READS = [a for a in actions() if a.read and not a.local and a.name not in NO_DATA]
-SUBJECTS = {"node": "n1", "device": "n1:gpu0", "model": "sim-7b", "task": "1", "session": "run", "chunk": None}
-
-
-def subject_of(swarm: Installation, action: Action) -> list[str] | None:
-    """The arguments that name something there is; None: there is no such thing here."""
-    words = []
-    for p in action.parameters:
-        if p.required:
-            name = SUBJECTS[p.ref]
-            if name is None:
-                return None
-            words.append(name)
-    return words
 
 
 @pytest.fixture(scope="module")
-def session(swarm: Installation) -> str:
+def subjects(swarm: Installation) -> dict[str, str]:
+    """By kind, the name of something that is there."""
     swarm.run("profiler", "start", "--name", "run")
     swarm.run("profiler", "stop", "run")
-    return "run"
+    (swarm.root / "bytes.bin").write_bytes(b"some bytes")
+    chunk = swarm.json("data", "put", "bytes.bin", "--type", "file")
+    assert isinstance(chunk, dict)
+    return {"node": "n1", "device": "n1:gpu0", "model": "sim-7b", "task": "1", "session": "run", "chunk": chunk["id"]}
 
 
 @pytest.mark.parametrize("action", READS, ids=[a.id for a in READS])
-def test_every_read_prints_table_json_and_yaml(swarm: Installation, session: str, action: Action) -> None:
-    words = subject_of(swarm, action)
-    if words is None:
-        (swarm.root / "bytes.bin").write_bytes(b"some bytes")
-        chunk = swarm.json("data", "put", "bytes.bin", "--type", "file")
-        assert isinstance(chunk, dict)
-        words = [chunk["id"]]
-    told = {shape: swarm.result(*action.name.split(), *words, "-o", shape) for shape in ("table", "json", "yaml")}
+def test_every_read_prints_table_json_and_yaml(here: Here, subjects: dict[str, str], action: Action) -> None:
+    words = [subjects[p.ref] for p in action.parameters if p.required]
+    told = {shape: here.result(*action.name.split(), *words, "-o", shape) for shape in ("table", "json", "yaml")}
     for shape, done in told.items():
         assert (done.returncode, done.stderr) == (0, ""), f"{shape}: {done}"
         assert done.stdout.endswith("\n") and "\x1b" not in done.stdout
@@ -143,26 +159,26 @@ def test_every_read_prints_table_json_and_yaml(swarm: Installation, session: str
         assert value in told["table"].stdout and value in told["json"].stdout
 
 
-def test_times_are_utc_and_what_is_unknown_is_null(swarm: Installation) -> None:
-    (task,) = swarm.rows("queue", "list", "--filter", "action=a", "--limit", "1")
+def test_times_are_utc_and_what_is_unknown_is_null(here: Here) -> None:
+    (task,) = here.rows("queue", "list", "--filter", "action=a", "--limit", "1")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(task["created_at"]))
     assert task["started_at"] is None and task["tokens_out"] is None
 
 
-def test_simulated_devices_say_so(swarm: Installation) -> None:
-    lines = [line for line in swarm.run("device", "list").splitlines() if ":gpu" in line]
+def test_simulated_devices_say_so(here: Here) -> None:
+    lines = [line for line in here.run("device", "list").splitlines() if ":gpu" in line]
     assert len(lines) == 2 and all("SIM" in line.split() for line in lines)
 
 
-def test_rows_left_out_are_told_on_standard_error(swarm: Installation) -> None:
-    done = swarm.result("device", "list", "--limit", "1", "--output", "json")
+def test_rows_left_out_are_told_on_standard_error(here: Here) -> None:
+    done = here.result("device", "list", "--limit", "1", "--output", "json")
     assert len(json.loads(done.stdout)) == 1
     assert done.stderr == "gswarm: 2 more rows are not shown; use --limit\n"
 
 
-def test_options_stand_before_or_after_the_command(swarm: Installation) -> None:
-    after = swarm.run("device", "list", "--output", "json", "--host", f"127.0.0.1:{swarm.port}")
-    before = swarm.run("--output=json", "--host", f"127.0.0.1:{swarm.port}", "device", "list")
+def test_options_stand_before_or_after_the_command(here: Here) -> None:
+    after = here.run("device", "list", "--output", "json", "--host", f"127.0.0.1:{here.port}")
+    before = here.run("--output=json", "--host", f"127.0.0.1:{here.port}", "device", "list")
     assert json.loads(before) == json.loads(after)
 
 
@@ -218,29 +234,29 @@ def test_no_host_is_exit_3(tmp_path: Path) -> None:
         assert f"no gswarm host answers at 127.0.0.1:{alone.port}" in told
 
 
-def test_not_found_is_exit_4_with_the_near_name(swarm: Installation) -> None:
-    assert "Did you mean sim-7b?" in said(swarm, "model", "info", "sim-7", code=4)
-    assert "Did you mean n1:gpu" in said(swarm, "device", "show", "n1:gpu7", code=4)
-    assert "there is no task 4711" in said(swarm, "queue", "explain", "4711", code=4)
+def test_not_found_is_exit_4_with_the_near_name(here: Here) -> None:
+    assert "Did you mean sim-7b?" in said(here, "model", "info", "sim-7", code=4)
+    assert "Did you mean n1:gpu" in said(here, "device", "show", "n1:gpu7", code=4)
+    assert "there is no task 4711" in said(here, "queue", "explain", "4711", code=4)
 
 
-def test_refused_is_exit_5(swarm: Installation) -> None:
-    assert "add --yes" in said(swarm, "model", "delete", "sim-7b", code=5).lower()
-    assert swarm.json("model", "info", "sim-7b")
-    swarm.run("token", "create", "twice", "viewer")
-    assert "there is a token named twice" in said(swarm, "token", "create", "twice", "viewer", code=5)
+def test_refused_is_exit_5(here: Here) -> None:
+    assert "add --yes" in said(here, "model", "delete", "sim-7b", code=5).lower()
+    assert here.json("model", "info", "sim-7b")
+    here.run("token", "create", "twice", "viewer")
+    assert "there is a token named twice" in said(here, "token", "create", "twice", "viewer", code=5)
 
 
-def test_a_viewer_reads_and_changes_nothing(swarm: Installation) -> None:
-    made = swarm.json("token", "create", "watcher", "viewer")
+def test_a_viewer_reads_and_changes_nothing(here: Here) -> None:
+    made = here.json("token", "create", "watcher", "viewer")
     assert isinstance(made, dict)
-    (swarm.root / "viewer.token").write_text(made["token"])
+    (here.root / "viewer.token").write_text(made["token"])
     asks = ("--token-file", "viewer.token")
-    assert "sim-7b" in swarm.run(*asks, "model", "list")
-    assert "viewer" in said(swarm, *asks, "model", "annotate", "sim-7b", "--set", "a=b", code=5)
-    assert "not a gswarm token" in said(swarm, "--token-file", "flow.yaml", "model", "list", code=5)
-    (swarm.root / "other.token").write_text("gsw1.admin." + "x" * 43)
-    assert "token" in said(swarm, "--token-file", "other.token", "model", "list", code=5)
+    assert "sim-7b" in here.run(*asks, "model", "list")
+    assert "viewer" in said(here, *asks, "model", "annotate", "sim-7b", "--set", "a=b", code=5)
+    assert "not a gswarm token" in said(here, "--token-file", "flow.yaml", "model", "list", code=5)
+    (here.root / "other.token").write_text("gsw1.admin." + "x" * 43)
+    assert "token" in said(here, "--token-file", "other.token", "model", "list", code=5)
 
 
 DRY = (
@@ -259,59 +275,59 @@ DRY = (
 )
 
 
-def test_a_dry_run_is_answered_and_changes_nothing(swarm: Installation) -> None:
-    spare = swarm.json("token", "create", "spare", "viewer")
+def test_a_dry_run_is_answered_and_changes_nothing(here: Here) -> None:
+    spare = here.json("token", "create", "spare", "viewer")
     assert isinstance(spare, dict)
-    (swarm.root / "spare.token").write_text(spare["token"])
+    (here.root / "spare.token").write_text(spare["token"])
 
     def standing() -> list[object]:
         return [
-            swarm.rows("model", "list"),
-            swarm.rows("token", "list"),
-            swarm.rows("profiler", "list"),
-            swarm.rows("data", "list"),
-            [service["name"] for service in swarm.rows("model", "services")],
-            [placement["id"] for placement in swarm.rows("model", "placements")],
-            [(task["id"], task["phase"], task["priority"]) for task in swarm.rows("queue", "list")],
-            [event["id"] for event in swarm.rows("event", "list", "--filter", "actor=local")],
+            here.rows("model", "list"),
+            here.rows("token", "list"),
+            here.rows("profiler", "list"),
+            here.rows("data", "list"),
+            [service["name"] for service in here.rows("model", "services")],
+            [placement["id"] for placement in here.rows("model", "placements")],
+            [(task["id"], task["phase"], task["priority"]) for task in here.rows("queue", "list")],
+            [event["id"] for event in here.rows("event", "list", "--filter", "actor=local")],
         ]
 
     before = standing()
     for line in DRY:
-        swarm.run(*line.split(), "--dry-run")
+        here.run(*line.split(), "--dry-run")
     assert standing() == before
-    assert swarm.run("--token-file", "spare.token", "model", "list"), "a token that was not revoked is good"
+    assert here.run("--token-file", "spare.token", "model", "list"), "a token that was not revoked is good"
 
 
-def test_a_dry_run_refuses_what_would_be_refused(swarm: Installation) -> None:
-    assert "there is no" in said(swarm, "model", "annotate", "nope", "--set", "a=b", "--dry-run", code=4)
-    swarm.run("token", "create", "twin", "viewer")
-    assert "there is a token named twin" in said(swarm, "token", "create", "twin", "viewer", "--dry-run", code=5)
+def test_a_dry_run_refuses_what_would_be_refused(here: Here) -> None:
+    assert "there is no" in said(here, "model", "annotate", "nope", "--set", "a=b", "--dry-run", code=4)
+    here.run("token", "create", "twin", "viewer")
+    assert "there is a token named twin" in said(here, "token", "create", "twin", "viewer", "--dry-run", code=5)
 
 
-def test_a_command_repeated_with_its_request_id_is_answered_not_repeated(swarm: Installation) -> None:
+def test_a_command_repeated_with_its_request_id_is_answered_not_repeated(here: Here) -> None:
     submit = ("queue", "submit", "flow.yaml", "--no-wait", "--request-id", "once")
-    first = swarm.json(*submit)
-    assert swarm.json(*submit) == first
+    first = here.json(*submit)
+    assert here.json(*submit) == first
     assert isinstance(first, list)
-    assert [w["id"] for w in swarm.rows("queue", "workflows")].count(first[0]["id"]) == 1
+    assert [w["id"] for w in here.rows("queue", "workflows")].count(first[0]["id"]) == 1
     other = ("model", "annotate", "sim-7b", "--set", "a=b")
-    assert "request id once was used" in said(swarm, *other, "--request-id", "once", code=5)
+    assert "request id once was used" in said(here, *other, "--request-id", "once", code=5)
 
 
-def test_a_wait_that_takes_too_long_is_exit_124_and_the_work_goes_on(swarm: Installation) -> None:
-    done = swarm.result("queue", "submit", "flow.yaml", "--timeout", "0.5")
+def test_a_wait_that_takes_too_long_is_exit_124_and_the_work_goes_on(here: Here) -> None:
+    done = here.result("queue", "submit", "flow.yaml", "--timeout", "0.5")
     assert (done.returncode, done.stdout) == (124, "")
     assert "not done after 0.5 s" in done.stderr and "goes on" in done.stderr
     (number,) = re.findall(r"workflow (w\d+)", done.stderr)
-    (flow,) = swarm.rows("queue", "workflows", "--filter", f"id={number}")
+    (flow,) = here.rows("queue", "workflows", "--filter", f"id={number}")
     assert flow["phase"] == "active"
 
 
-def test_a_host_that_does_not_answer_is_exit_124_with_a_timeout(swarm: Installation) -> None:
+def test_a_host_that_does_not_answer_is_exit_124_with_a_timeout(here: Here) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        told = said(swarm, "status", "--host", address, "--timeout", "0.4", code=124)
+        told = said(here, "status", "--host", address, "--timeout", "0.4", code=124)
     assert "status took longer than 0.4 s" in told
 
 
@@ -354,14 +370,14 @@ def test_ctrl_c_before_an_answer_says_how_to_ask_again(swarm: Installation) -> N
     assert re.search(r"interrupted; .*--request-id \w{32}", told) and "Traceback" not in told
 
 
-def test_progress_that_is_not_on_a_terminal_is_few_plain_lines(swarm: Installation) -> None:
-    done = swarm.result("model", "serve", "sim-7b", "--device", "n1:gpu0", "--service", "progress")
+def test_progress_that_is_not_on_a_terminal_is_few_plain_lines(here: Here) -> None:
+    done = here.result("model", "serve", "sim-7b", "--device", "n1:gpu0", "--service", "progress")
     assert done.returncode == 0, done
     lines = done.stderr.splitlines()
     assert 1 <= len(lines) <= 5 and len(set(lines)) == len(lines)
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.stderr)
     assert "progress" in done.stdout and "ready" in done.stdout
-    swarm.run("model", "stop", "progress", "--yes")
+    here.run("model", "stop", "progress", "--yes")
 
 
 def test_progress_on_a_terminal_is_one_line_that_is_rewritten(swarm: Installation) -> None:
@@ -374,18 +390,26 @@ def test_progress_on_a_terminal_is_one_line_that_is_rewritten(swarm: Installatio
 # Pipes.
 
 
-@pytest.mark.parametrize("line", ["event list --limit 100000 | head -n 1", "--help | head -n 1", "status | true"])
-def test_a_reader_that_goes_away_is_no_failure(swarm: Installation, line: str) -> None:
-    if line.startswith("event"):
-        flood = "name: many\nactions:\n" + "".join(
-            f"  - {{id: a{i}, type: inference, model: nothing, prompt: hi}}\n" for i in range(3000)
-        )
-        (swarm.root / "many.yaml").write_text(flood)
-        swarm.run("queue", "submit", "many.yaml", "--no-wait")
-        line = line.replace("event list", "queue list")
+@pytest.fixture(scope="module")
+def many(swarm: Installation) -> None:
+    """More tasks than a pipe holds."""
+    tasks = (f"  - {{id: a{i}, type: inference, model: nothing, prompt: hi}}\n" for i in range(3000))
+    (swarm.root / "many.yaml").write_text("name: many\nactions:\n" + "".join(tasks))
+    swarm.run("queue", "submit", "many.yaml", "--no-wait")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("line", ["queue list --limit 0 | head -n 1", "--help | head -n 1", "status | true"])
+def test_a_reader_that_goes_away_is_no_failure(swarm: Installation, many: None, line: str, unbuffered: str) -> None:
     script = f"set -o pipefail; gswarm {line}"
     done = subprocess.run(
-        ["bash", "-c", script], env=swarm.env, cwd=swarm.root, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", script],
+        env=swarm.env | {"PYTHONUNBUFFERED": unbuffered},
+        cwd=swarm.root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
