@@ -204,6 +204,9 @@ def _read(path: Path, known: Mapping[str, type]) -> dict[str, tuple[object, int]
 
     try:
         root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InvalidError(f"{path}:{line}: this is not YAML", why=error.problem or "") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InvalidError(f"{path} cannot be read", why=str(error).replace("\n", " ")) from None
     found: dict[str, tuple[object, int]] = {}
@@ -262,8 +265,11 @@ def _typed(value: object, kind: Any, where: str) -> object:
     elif kind is str and isinstance(value, str | int):
         return str(value)
     raise InvalidError(
-        f"{where} is {value!r}", why=f"a {getattr(kind, '__name__', 'list of text')} is expected", field=where
+        f"{where} is {value!r}", why=f"{_KIND_WORDS.get(kind, 'a list of text')} is expected", field=where
     )
+
+
+_KIND_WORDS: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def as_dict(config: Config) -> dict[str, object]:

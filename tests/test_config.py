@@ -45,7 +45,7 @@ def test_each_layer_overrides_the_one_below(clean: Path, monkeypatch: pytest.Mon
         ("host:\n  port: many\n", r"config.yaml:2: host.port is 'many'"),
         ("host: [1]\n", "expected keys"),
         ("host:\n  port: 70000\n", "65535"),
-        ("a: b: c\n", "cannot be read"),
+        ("a: b: c\n", "this is not YAML"),
         ("queue:\n  wait_bound_s: 0\n", "above 0"),
     ],
 )

@@ -206,6 +206,13 @@ def serve(request: models_pb2.ServeRequest) -> Callable[[Transaction], models_pb
                     next=f"one of {', '.join(n for n in NAMES if backend(n).accepts(device.kind))} does",
                     field="backend",
                 )
+        at = tx.get(Node, devices[0].node)
+        if at is not None and chosen.name not in at.backends and kind != SIMULATED:
+            raise RefusedError(
+                f"backend {chosen.name} is not installed on {at.name}",
+                next=f"run there: gswarm client backend install {chosen.name}",
+                field="backend",
+            )
         if (kind == SIMULATED) != model.simulated:
             raise RefusedError(
                 f"{model.name} is {'simulated' if model.simulated else 'real'}, {devices[0].alias} is {'simulated' if kind == SIMULATED else 'real'}",
@@ -236,7 +243,7 @@ def _new_service(
     if known is not None and known.phase not in GONE and not known.stop:
         raise RefusedError(
             f"there is a service {name} on {known.node}",
-            next=f"stop it (gswarm model stop {name}), or choose another --name",
+            next=f"stop it (gswarm model stop {name}), or choose another --service",
             field="name",
         )
     if request.port:

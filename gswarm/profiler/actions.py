@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from gswarm.catalogue import Doc, Ref, Short, action
 from gswarm.cluster.types import Listing
+from gswarm.errors import InvalidError
 from gswarm.profiler.types import Exported, Session
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ async def start(
     from gswarm.codec import from_proto
     from gswarm.v1 import profiler_pb2
 
+    if interval <= 0:  # on the wire 0 stands for the default
+        raise InvalidError(f"an interval of {interval:g} s cannot be", next="from 0.1 to 60 s", field="interval")
     response = await swarm.call(profiler_pb2.StartSessionRequest(name=name, interval_s=interval, nodes=nodes))
     return from_proto(response.session, Session)
 

@@ -58,7 +58,7 @@ class Recording:
             raise NotFoundError(
                 f"{directory} is no recording",
                 why=f"it has no {MANIFEST}",
-                next="gswarm profiler info NAME shows the path of one",
+                next="give a recording's directory, or the name of a session that this machine's host recorded",
             )
         try:
             manifest = json.loads((directory / MANIFEST).read_text())
