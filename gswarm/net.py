@@ -252,8 +252,19 @@ def unreachable(address: str, why: str = "") -> UnreachableError:
     )
 
 
-def channel(endpoint: Endpoint) -> grpc.aio.Channel:
-    """A channel to the host; with a fingerprint in the token over TLS, pinned. Connects lazily, blocks only for the pin."""
+async def pinned_channel(endpoint: Endpoint) -> grpc.aio.Channel:
+    """A channel to the host; with a fingerprint in the token over TLS, after a look at the certificate that answers."""
+    import asyncio
+
+    if endpoint.token is None or not endpoint.token.fingerprint:
+        return channel(endpoint)
+    # Only the look blocks: a channel belongs to the loop that it is made on.
+    pem = await asyncio.to_thread(fetch_pinned, endpoint.host, endpoint.port, endpoint.token.fingerprint)
+    return channel(endpoint, pem)
+
+
+def channel(endpoint: Endpoint, certificate: str = "") -> grpc.aio.Channel:
+    """A channel to the host that connects lazily: over TLS to the holder of this certificate (PEM), else plain."""
     import grpc.aio
 
     options: list[tuple[str, str | int]] = [
@@ -266,10 +277,9 @@ def channel(endpoint: Endpoint) -> grpc.aio.Channel:
         # Channels of one process must not share a broken connection's backoff.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    if endpoint.token is None or not endpoint.token.fingerprint:
+    if not certificate:
         return grpc.aio.insecure_channel(endpoint.address, options)
-    pem = fetch_pinned(endpoint.host, endpoint.port, endpoint.token.fingerprint)
-    credentials = grpc.ssl_channel_credentials(pem.encode())
+    credentials = grpc.ssl_channel_credentials(certificate.encode())
     return grpc.aio.secure_channel(
         endpoint.address, credentials, [*options, ("grpc.ssl_target_name_override", CERTIFICATE_NAME)]
     )

@@ -116,8 +116,7 @@ class Swarm(Faces):
         return self.endpoint.address
 
     async def __aenter__(self) -> Self:
-        needs_pin = self.endpoint.token is not None and self.endpoint.token.fingerprint
-        self._channel = await asyncio.to_thread(net.channel, self.endpoint) if needs_pin else net.channel(self.endpoint)
+        self._channel = await net.pinned_channel(self.endpoint)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
