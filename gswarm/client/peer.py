@@ -15,6 +15,7 @@ from aiohttp import web
 
 from gswarm import net
 from gswarm.errors import GswarmError, UnreachableError
+from gswarm.model.throughput import Tail, Throughput
 from gswarm.v1 import cluster_pb2
 
 HOP = frozenset(
@@ -52,6 +53,8 @@ class PeerServer:
     ) -> None:
         self._bind, self._port, self._dir = bind, port, state_dir
         self._find_backend = find_backend
+        self.throughput = Throughput()
+        """What has passed here, and what the node's own tasks add."""
         self._tokens: list[str] = []
         self.certificate = ""
         """PEM of our certificate; empty on loopback, where the port is plain."""
@@ -150,9 +153,13 @@ class PeerServer:
                 if answer.content_length is not None:
                     response.content_length = answer.content_length
                 await response.prepare(request)
+                tail = Tail()
                 async for piece in answer.content.iter_any():
+                    tail.feed(piece)
                     await response.write(piece)
                 await response.write_eof()
+                if (tokens := tail.tokens()) is not None:
+                    self.throughput.add(name, tokens)
                 return response
         except aiohttp.ClientConnectionError as error:
             return web.json_response({"error": {"message": f"service {name} does not answer: {error}"}}, status=502)

@@ -203,7 +203,6 @@ class ModelService(models_pb2_grpc.ModelsServicer):
                 service.phase, service.progress_permille = told.phase, told.progress_permille
             if told.HasField("tokens_per_s"):
                 service.tokens_per_s = told.tokens_per_s
-                service.in_flight = told.in_flight
             tx.put(service)
         for placed in progress.placements:
             placement = tx.edit(Placement, placed.id)

@@ -35,6 +35,7 @@ FAILURE_WINDOW_S = 600.0
 RESTART_PAUSE_S = 1.0
 PROBE_S = 0.2
 STOP_GRACE_S = 10.0
+THROUGHPUT_S = 2.0
 FREE_STEP = 64 << 20
 LOADING, READY = models_pb2.SERVICE_PHASE_LOADING, models_pb2.SERVICE_PHASE_READY
 FAILED, STOPPED = models_pb2.SERVICE_PHASE_FAILED, models_pb2.SERVICE_PHASE_STOPPED
@@ -101,6 +102,7 @@ class ModelWorker:
     async def run(self) -> None:
         """Reconcile until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._tell_throughput(), name="throughput")
             while True:
                 await self._changed.wait()
                 self._changed.clear()
@@ -135,6 +137,20 @@ class ModelWorker:
             elif not (spec.phase == FAILED and spec.observed_generation == spec.generation):
                 task = group.create_task(self._keep(spec), name=f"serve-{name}")
                 self._serves[name] = _Serve(spec, task)
+
+    async def _tell_throughput(self) -> None:
+        told: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(THROUGHPUT_S)
+            for name, (spec, _) in self._ready.items():
+                rate = self.agent.peer.throughput.rate(name)
+                if rate is not None and told.get(name) != rate:
+                    told[name] = rate
+                    self.agent.link.progress_service(
+                        agent_pb2.ServiceReport(
+                            name=name, observed_generation=spec.generation, phase=READY, tokens_per_s=rate
+                        )
+                    )
 
     # Placements
 
@@ -274,6 +290,7 @@ class ModelWorker:
                     )
                 finally:
                     self._ready.pop(spec.name, None)
+                    self.agent.peer.throughput.forget(spec.name)
                 await asyncio.sleep(RESTART_PAUSE_S * 2 ** len(serve.failures) / 2)
         except asyncio.CancelledError:
             await self.agent.supervisor.stop(spec.name, STOP_GRACE_S)

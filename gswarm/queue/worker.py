@@ -100,6 +100,7 @@ class QueueWorker:
                 report.tokens_in = tokens_in
             if tokens_out is not None:
                 report.tokens_out = tokens_out
+                self.agent.peer.throughput.add(lease.service, tokens_out)
             self.agent.link.report(task=report)
         finally:
             known = self._work.get(lease.task.id)
