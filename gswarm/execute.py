@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import sys
@@ -52,6 +53,7 @@ def _confirm(action: Action, values: Mapping[str, object]) -> None:
 
 async def _execute(action: Action, values: dict[str, object], options: Globals) -> int:
     if action.local:
+        gc.set_threshold(700, 10, 10)  # a host or an agent lives long: Python's own defaults, which __main__ raised
         result = await action.run(None, **values)
         if isinstance(result, int) and not isinstance(result, bool):
             return result

@@ -86,6 +86,12 @@ class HostFile:
 
 def same_process(pid: int, started: float) -> bool:
     """Whether `pid` runs and started at that time (seconds since the epoch; process ids are reused)."""
+    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
+        # Linux, as psutil reads it; psutil itself costs every command 5 ms.
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+        begun = int(boot.split()[1]) + int(words[19]) / os.sysconf("SC_CLK_TCK")
+        return words[0] != "Z" and abs(begun - started) < 0.05
     import psutil
 
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -245,6 +244,8 @@ def plain(value: object) -> str:
 
 def detail(row: Any) -> list[tuple[str, str]]:
     """(label, value) pairs of one object, every field, sizes and times readable."""
+    import json
+
     pairs = []
     for item in dataclasses.fields(row):
         value = getattr(row, item.name)

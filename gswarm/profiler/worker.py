@@ -86,7 +86,7 @@ class ProfilerWorker:
         self.interval_s = 1.0
         self._phase_s = 0.0
         self._samplers = [_Sampler(device) for device in agent.devices]
-        self._phases: dict[str, tuple[int, str]] = {}
+        self._phases = self._as_told()
         self._seq = 0
         self._changed = asyncio.Event()
 
@@ -100,6 +100,8 @@ class ProfilerWorker:
     def welcomed(self, welcome: agent_pb2.Welcome) -> None:
         """Take over the phase slot: ticks of many nodes arrive together, which costs the host half."""
         self._phase_s = welcome.phase_ms / 1000
+        # The host has just heard what each device says of itself, which is nothing of one that does not answer.
+        self._phases = self._as_told()
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -144,14 +146,18 @@ class ProfilerWorker:
         self.agent.link.sample(pack(readings, seq=self._seq, time_unix_us=stamp, schema_id=1))
         self._report_devices()
 
+    def _as_told(self) -> dict[str, tuple[int, str]]:
+        told = [sampler.device.describe() for sampler in self._samplers]
+        return {device.id: (int(device.phase), device.detail) for device in told}
+
     def _report_devices(self) -> None:
-        devices = []
+        devices: list[cluster_pb2.Device] = []
         for sampler in self._samplers:
             device = sampler.device.describe()
             if sampler.since:
                 device.phase, device.detail = cluster_pb2.DEVICE_PHASE_LOST, "the driver does not answer"
             devices.append(device)
         phases = {device.id: (int(device.phase), device.detail) for device in devices}
-        if self._phases and phases != self._phases:
+        if phases != self._phases:
             self.agent.link.report(devices=agent_pb2.DevicesReport(devices=devices))
         self._phases = phases

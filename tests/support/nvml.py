@@ -47,13 +47,25 @@ def _build() -> Path:
     command = compiler()
     assert command is not None, "no C compiler"
     digest = hashlib.blake2b(SOURCE.read_bytes(), digest_size=8).hexdigest()
-    directory = SOURCE.parent / ".build" / digest
+    directory = SOURCE.parents[2] / ".cache" / f"stub-nvml-{digest}"
     library = directory / "libnvidia-ml.so.1"
     if not library.exists():
         directory.mkdir(parents=True, exist_ok=True)
         part = directory / f".{os.getpid()}.so"
         subprocess.run(
-            [command, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(part), str(SOURCE), "-lpthread"],
+            [
+                command,
+                "-shared",
+                "-fPIC",
+                "-O2",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-o",
+                str(part),
+                str(SOURCE),
+                "-lpthread",
+            ],
             check=True,
             timeout=60,
         )
