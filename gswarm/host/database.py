@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,14 +53,12 @@ class StoredReply:
 
 @dataclass(slots=True)
 class Rows:
-    """What one group of operations writes, in the tables' own terms."""
+    """What one group of operations comes to: of several changes to one row only the last. None removes it."""
 
-    objects: list[tuple[int, str, int, bytes]] = field(default_factory=list)
-    deleted: list[tuple[int, str]] = field(default_factory=list)
+    objects: dict[tuple[int, str], tuple[int, bytes] | None] = field(default_factory=dict)
     archived: list[tuple[int, int, str, str, bytes]] = field(default_factory=list)
-    small: list[tuple[str, bytes]] = field(default_factory=list)
-    small_deleted: list[tuple[str]] = field(default_factory=list)
-    counters: list[tuple[str, int]] = field(default_factory=list)
+    small: dict[str, bytes | None] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
     replies: list[tuple[str, str, str, bytes, bytes, int]] = field(default_factory=list)
 
 
@@ -75,24 +74,23 @@ class Database:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         refuse_network(directory)
         self.path = directory / "host.db"
-        self._lock = _lock(directory)
-        try:
-            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            self.path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._migrate()
-            self.epoch = self._next_epoch()
-        except sqlite3.DatabaseError as error:
-            os.close(self._lock)
-            raise GswarmError(
-                f"{self.path} cannot be used",
-                why=str(error),
-                next="restore a backup beside it, or move it away to start afresh",
-            ) from None
-        except BaseException:
-            os.close(self._lock)
-            raise
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, _lock(directory))
+            try:
+                self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+                opened.callback(self._db.close)
+                self.path.chmod(0o600)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._migrate()
+                self.epoch = self._next_epoch()
+            except sqlite3.DatabaseError as error:
+                raise GswarmError(
+                    f"{self.path} cannot be used",
+                    why=str(error),
+                    next="restore a backup beside it, or move it away to start afresh",
+                ) from None
+            self._opened = opened.pop_all()
 
     def _migrate(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -155,12 +153,23 @@ class Database:
         """
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._many("DELETE FROM objects WHERE kind = ? AND key = ?", rows.deleted)
-            self._many("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)", rows.objects)
+            self._many(
+                "DELETE FROM objects WHERE kind = ? AND key = ?",
+                [slot for slot, row in rows.objects.items() if row is None],
+            )
+            self._many(
+                "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)",
+                [(*slot, *row) for slot, row in rows.objects.items() if row is not None],
+            )
             self._many("INSERT OR REPLACE INTO archive VALUES (?, ?, ?, ?, ?)", rows.archived)
-            self._many("DELETE FROM small WHERE name = ?", rows.small_deleted)
-            self._many("INSERT OR REPLACE INTO small VALUES (?, ?)", rows.small)
-            self._many("INSERT OR REPLACE INTO meta VALUES ('counter:' || ?, ?)", rows.counters)
+            self._many(
+                "DELETE FROM small WHERE name = ?", [(name,) for name, value in rows.small.items() if value is None]
+            )
+            self._many(
+                "INSERT OR REPLACE INTO small VALUES (?, ?)",
+                [(name, value) for name, value in rows.small.items() if value is not None],
+            )
+            self._many("INSERT OR REPLACE INTO meta VALUES ('counter:' || ?, ?)", rows.counters.items())
             self._many("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", rows.replies)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -174,7 +183,7 @@ class Database:
                 ) from None
             raise GswarmError("the host could not store the change", why=f"{self.path}: {error}") from None
 
-    def _many(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+    def _many(self, statement: str, rows: Collection[tuple[object, ...]]) -> None:
         if rows:
             self._db.executemany(statement, rows)
 
@@ -184,8 +193,7 @@ class Database:
 
     def close(self) -> None:
         """Close the file, then let another host have the directory."""
-        self._db.close()
-        os.close(self._lock)
+        self._opened.close()
 
 
 def _lock(directory: Path) -> int:

@@ -303,20 +303,19 @@ class _Writer(threading.Thread):
 
                 wire = cluster_pb2.Object(kind=kind, key=key, revision=revision, deleted=True).SerializeToString()  # type: ignore[arg-type]
                 if job.durable:
-                    rows.deleted.append((kind, key))
+                    rows.objects[kind, key] = None
             else:
                 wire = to_object(message, revision).SerializeToString()
                 if job.durable:
-                    rows.objects.append((kind, key, revision, message.SerializeToString()))
+                    rows.objects[kind, key] = (revision, message.SerializeToString())
             edits.revisions[kind, key] = revision
             changes.append(Changed(kind, key, old, message, wire))
         if job.durable:
             rows.archived += [
                 (kind, number, key, parent, body) for (kind, _), (number, key, parent, body) in edits.archived.items()
             ]
-            rows.small += [(name, value) for name, value in edits.small.items() if value is not None]
-            rows.small_deleted += [(name,) for name, value in edits.small.items() if value is None]
-            rows.counters += list(edits.counters.items())
+            rows.small.update(edits.small)
+            rows.counters.update(edits.counters)
         self.group.absorb(edits)
         if not changes:
             return None
