@@ -202,6 +202,14 @@ async def test_what_failed_can_be_tried_again_under_the_same_id(tmp_path: Path) 
         assert await ask(store, "n1", "r1") == store.state.revision
 
 
+async def test_a_command_that_had_nothing_to_do_still_has_its_revision(tmp_path: Path) -> None:
+    async with Store(tmp_path) as store:
+        told = await store.apply(remove("nobody"), actor="t")
+        assert store.state.revision == told
+        await store.apply(lambda tx: list(tx.list(cluster_pb2.Node)), actor="t", durable=False)
+        assert store.state.revision == told, "a look is no revision"
+
+
 async def test_a_dry_run_answers_and_changes_nothing(tmp_path: Path) -> None:
     async with Store(tmp_path) as store:
         before = store.state.revision

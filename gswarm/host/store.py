@@ -317,8 +317,9 @@ class _Writer(threading.Thread):
             rows.small.update(edits.small)
             rows.counters.update(edits.counters)
         self.group.absorb(edits)
-        if not changes:
+        if not changes and not job.durable:
             return None
+        # A command that found nothing to change has told its revision all the same, and someone may wait for it.
         self._number += 1
         return Batch(revision, now, job.actor, job.meta.request_id if job.meta else "", tuple(changes))
 

@@ -78,7 +78,7 @@ async def wait(swarm: Swarm, workflow: Annotated[list[str], Ref("workflow"), Doc
     """Wait until workflows have ended; exits 1 if one of them failed.
 
     Examples:
-        gswarm queue submit flow.yaml --no-wait && gswarm queue wait w12 --timeout 600
+        gswarm queue wait w12 --timeout 600
     """
     return [await swarm.get(Workflow, name) for name in workflow]
 
