@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ class Caller:
     name: str
     role: str
     node: str = ""
+    revoked: asyncio.Event = field(default_factory=asyncio.Event, compare=False, repr=False)
+    """Set when the token no longer counts; streams end then."""
 
 
 _CALLER: ContextVar[Caller] = ContextVar("caller")
@@ -175,7 +178,8 @@ class Auth:
             operation, actor=who.name, meta=request.meta, method="Cluster.RevokeToken", request=request
         )
         if not request.meta.dry_run:
-            self._known = {digest: known for digest, known in self._known.items() if known.name != request.name}
+            for digest in [digest for digest, known in self._known.items() if known.name == request.name]:
+                self._known.pop(digest).revoked.set()
         return response
 
     async def tokens(self) -> list[cluster_pb2.TokenInfo]:
@@ -238,15 +242,24 @@ def _wrapped(handler: Any, who: Caller | GswarmError, method: str) -> Any:
 
             async def generator(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
                 try:
-                    _enter(who)
+                    revoked = _enter(who).revoked
                     async for response in inner(request, context):
+                        if revoked.is_set():
+                            raise _revoked()
                         yield response
                 except Exception as error:
                     await _abort(context, error, method)
 
             behaviour = generator
         else:
-            behaviour = _unary(inner, who, method)
+
+            async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+                try:
+                    await _until(_enter(who).revoked, inner(request, context))
+                except Exception as error:
+                    await _abort(context, error, method)
+
+            behaviour = stream
     else:
         inner = handler.stream_unary or handler.unary_unary
         make = (
@@ -267,10 +280,29 @@ def _unary(inner: Any, who: Caller | GswarmError, method: str) -> Any:
     return behaviour
 
 
-def _enter(who: Caller | GswarmError) -> None:
+def _enter(who: Caller | GswarmError) -> Caller:
     if isinstance(who, GswarmError):
         raise who
     _CALLER.set(who)
+    return who
+
+
+def _revoked() -> UnauthenticatedError:
+    return UnauthenticatedError("this token was revoked", next="ask an admin for a new one")
+
+
+async def _until(revoked: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run a stream's handler, unless its token is revoked first. Raises what it raises, or UnauthenticatedError."""
+    running, ended = asyncio.create_task(work), asyncio.create_task(revoked.wait())
+    try:
+        await asyncio.wait((running, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise _revoked()
+        await running
+    finally:
+        running.cancel()
+        ended.cancel()
+        await asyncio.gather(running, ended, return_exceptions=True)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:
