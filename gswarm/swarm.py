@@ -270,7 +270,7 @@ class Swarm(Faces):
                         progress = until(asked, now)
                         if show is not None and progress != shown:
                             show(progress)
-                            shown = progress
+                        shown = progress
                         if progress.state is ConditionState.DONE:
                             return now if now is not None else asked
                         if progress.state is ConditionState.FAILED:
