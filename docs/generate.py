@@ -90,7 +90,9 @@ def reference() -> str:
         "",
         "What each device is asked every second. What it does not give is `NA`, never 0.",
         "",
-        *table(("metric", "unit", "where it comes from"), [(f"`{m.name}`", m.unit or "count", m.source) for m in METRICS]),
+        *table(
+            ("metric", "unit", "where it comes from"), [(f"`{m.name}`", m.unit or "count", m.source) for m in METRICS]
+        ),
     ]
     for domain, members in groups.items():
         lines += [f"## {domain or 'gswarm'}: {ABOUT.get(domain, '')}", ""]
