@@ -312,7 +312,13 @@ def raise_error(error: grpc.aio.AioRpcError, address: str) -> NoReturn:
             known = from_status(status, what)
             raise type(known)(what, why=why, next=next_step, field=name) from None
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        raise unreachable(address, "it refused or dropped the connection") from None
+        told = error.details() or ""
+        why = (
+            "no such name"
+            if "Domain name not found" in told or "DNS resolution failed" in told
+            else "it refused or dropped the connection"
+        )
+        raise unreachable(address, why) from None
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         raise GswarmError(
             "the host does not know this request", why="it runs another version", next="upgrade it"

@@ -243,27 +243,46 @@ def plain(value: object) -> str:
 
 
 def detail(row: Any) -> list[tuple[str, str]]:
-    """(label, value) pairs of one object, every field, sizes and times readable."""
-    import json
-
-    pairs = []
+    """(label, value) pairs of one object, every field, sizes and times readable; parts of it indented below."""
+    pairs: list[tuple[str, str]] = []
     for item in dataclasses.fields(row):
         value = getattr(row, item.name)
-        label = item.name
-        if value == 0 and (type(row).__name__, label) in _UNKNOWN_AT_0:
+        if value == 0 and (type(row).__name__, item.name) in _UNKNOWN_AT_0:
             value = None
-        number = value is None or isinstance(value, int | float)
-        if label.endswith("_bytes") and number:
-            told = units.NA if value is None else f"{units.size(value)} ({value} bytes)"
-            pairs.append((label.removesuffix("_bytes").replace("_", " "), told))
-        elif label.endswith("_json") and isinstance(value, str) and value:
-            pairs.append((label.removesuffix("_json"), json.dumps(json.loads(value), ensure_ascii=False)))
-        elif label.endswith("_per_s") and number:
-            pairs.append((label.replace("_per_s", "/s").replace("_", " "), units.count(value)))
-        elif label.endswith("_s") and number:
-            pairs.append((label.removesuffix("_s").replace("_", " "), units.duration(value)))
+        if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            pairs += _parts(item.name.replace("_", " "), value)
         else:
-            pairs.append((label.replace("_", " "), plain(value)))
+            pairs.append(_pair(item.name, value))
+    return pairs
+
+
+def _pair(label: str, value: object) -> tuple[str, str]:
+    """A field's label without its unit, and its value with it."""
+    import json
+
+    number = value is None or isinstance(value, int | float)
+    if label.endswith("_bytes") and number:
+        told = units.NA if value is None else f"{units.size(value)} ({value} bytes)"  # type: ignore[arg-type]
+        return label.removesuffix("_bytes").replace("_", " "), told
+    if label.endswith("_json") and isinstance(value, str) and value:
+        return label.removesuffix("_json"), json.dumps(json.loads(value), ensure_ascii=False)
+    if label.endswith("_per_s") and number:
+        return label.replace("_per_s", "/s").replace("_", " "), units.count(value)  # type: ignore[arg-type]
+    if label.endswith("_s") and number:
+        return label.removesuffix("_s").replace("_", " "), units.duration(value)  # type: ignore[arg-type]
+    return label.replace("_", " "), plain(value)
+
+
+def _parts(label: str, members: Sequence[Any]) -> list[tuple[str, str]]:
+    """Members that have parts of their own as blocks, others a line each."""
+    pairs = []
+    for number, member in enumerate(members):
+        below = detail(member)
+        if any(name.startswith("  ") for name, _ in below):
+            pairs += [(label, ""), *((f"  {name}", told) for name, told in below)]
+        else:
+            told = "  ".join(told.partition(" (")[0] for _, told in below if told not in ("-", units.NA))
+            pairs.append((f"  {label.removesuffix('s')}" if number == 0 else "", told))
     return pairs
 
 
