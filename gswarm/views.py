@@ -249,6 +249,8 @@ def detail(row: Any) -> list[tuple[str, str]]:
         value = getattr(row, item.name)
         if value == 0 and (type(row).__name__, item.name) in _UNKNOWN_AT_0:
             value = None
+        if value == () and (type(row).__name__, item.name) == ("Session", "nodes"):
+            value = "all"
         if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
             pairs += _parts(item.name.replace("_", " "), value)
         else:

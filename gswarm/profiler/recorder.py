@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from gswarm import __version__, net
 from gswarm.host.samples import SampleHub
-from gswarm.host.state import Batch
+from gswarm.host.state import Batch, Changed
 from gswarm.host.watch import length_prefixed
 from gswarm.kinds import BY_KIND, to_object
 from gswarm.profiler.journal import FORMAT, Record, Writer, frame
@@ -50,6 +50,12 @@ def without_payload(message: Message) -> Message:
             digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
             setattr(copy, name, json.dumps({"bytes": len(text.encode()), "digest": digest}))
     return copy
+
+
+def _counts_only(change: Changed) -> bool:
+    """Whether a session differs only in how much it holds."""
+    old, new = change.old, change.new
+    return isinstance(old, profiler_pb2.Session) and isinstance(new, profiler_pb2.Session) and old.phase == new.phase
 
 
 class Recorder:
@@ -93,7 +99,9 @@ class Recorder:
                 if time.monotonic() - listed >= LIST_EVERY_S:
                     self._full_list()
                     listed = time.monotonic()
-                if not await self._flush(writer):
+                whole = await self._flush(writer)
+                self._told(self._ticks, self._events, writer.size, self._lost)
+                if not whole:
                     # What did not fit is gone; start whole again as soon as there is room.
                     self._full_list()
         finally:
@@ -124,13 +132,11 @@ class Recorder:
             await asyncio.to_thread(writer.append, records)
         except OSError as error:
             self._lost = f"cannot write: {error.strerror}"
-            self._told(self._ticks, self._events, writer.size, self._lost)
             self._append(Record.GAP, now_us(), self._lost.encode())
             return False
         self._lost = ""
         for node, seq in acks.items():
             self._nodes.ack_ticks(node, seq)
-        self._told(self._ticks, self._events, writer.size, "")
         return True
 
     def _append(self, kind: Record, time_us: int, payload: bytes) -> None:
@@ -140,6 +146,8 @@ class Recorder:
         self._buffer += frame(kind, time_us, payload)
 
     def _on_batch(self, batch: Batch) -> None:
+        if all(_counts_only(change) for change in batch.changes):
+            return  # what recorders tell of themselves; recorded, it would be told again, for ever
         body = bytearray()
         for change in batch.changes:
             if isinstance(change.new, queue_pb2.Task):

@@ -154,6 +154,11 @@ class Recording:
         inside = [e for e in found.values() if e.time is not None and self.start <= e.time <= self.end]
         return sorted(inside, key=lambda event: int(event.id))
 
+    def counts(self) -> tuple[int, int]:
+        """How many node ticks and how many changes it holds."""
+        kinds = [found.kind for found in self._frames]
+        return kinds.count(Record.TICK), kinds.count(Record.BATCH)
+
     def ticks(self) -> Iterator[tuple[profiler_pb2.MetricSchema, profiler_pb2.SampleTick]]:
         """Every sample tick with its schema, in order of arrival."""
         schemas: dict[tuple[str, int], profiler_pb2.MetricSchema] = {}

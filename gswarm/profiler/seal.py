@@ -14,8 +14,8 @@ from typing import Any
 SEGMENT = "metrics-0001.parquet"
 
 
-def seal(directory: Path) -> int:
-    """Write the segment, whole or not at all; the number of rows."""
+def seal(directory: Path) -> tuple[int, int]:
+    """Write the segment, whole or not at all; how many node ticks and changes the journal holds."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -24,6 +24,7 @@ def seal(directory: Path) -> int:
     from gswarm.profiler.recording import Recording
 
     with Recording.open(directory) as recording:
+        counts = recording.counts()
         rows: list[tuple[str, int, str, dict[str, Any]]] = []
         for schema, tick in recording.ticks():
             for index, device in enumerate(schema.device_ids):
@@ -51,8 +52,8 @@ def seal(directory: Path) -> int:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(directory / SEGMENT)
-    return len(rows)
+    return counts
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{seal(Path(sys.argv[1]))}\n")
+    sys.stdout.write("{} {}\n".format(*seal(Path(sys.argv[1]))))

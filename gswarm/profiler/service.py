@@ -114,12 +114,12 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
             "-m",
             "gswarm.profiler.seal",
             str(directory),
-            stdout=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
         try:
-            _, errors = await process.communicate()
+            told, errors = await process.communicate()
         except asyncio.CancelledError:
             process.kill()
             await process.wait()
@@ -134,6 +134,7 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
                 return
             session.size_bytes, session.detail = size, problem
             if not problem:
+                session.ticks, session.events = map(int, told.split())
                 session.phase = profiler_pb2.SESSION_PHASE_SEALED
             tx.put(session)
 
