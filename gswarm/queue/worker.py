@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 RUNNING, DONE = queue_pb2.TASK_PHASE_RUNNING, queue_pb2.TASK_PHASE_DONE
 FAILED, CANCELLED = queue_pb2.TASK_PHASE_FAILED, queue_pb2.TASK_PHASE_CANCELLED
+OUTPUT_LIMIT = 64 << 10
+"""Bytes of an output that travel with the task; a longer one becomes a chunk of the data pool."""
+OUTPUT_LEASE_S = 7 * 86400.0
 PASSED_ON = ("max_tokens", "temperature", "top_p", "seed", "stop")
 
 
@@ -80,6 +83,7 @@ class QueueWorker:
         try:
             async with asyncio.timeout(lease.task.timeout_s or None):
                 output, tokens_in, tokens_out = await self._infer(lease)
+                text = await self._kept(json.dumps(output, ensure_ascii=False), attempt)
         except TimeoutError:
             self._tell(attempt, FAILED, detail=f"not done after {lease.task.timeout_s:g} s")
         except asyncio.CancelledError:
@@ -93,7 +97,7 @@ class QueueWorker:
             report = agent_pb2.TaskReport(
                 attempt=attempt,
                 phase=DONE,
-                output_json=json.dumps(output, ensure_ascii=False),
+                output_json=text,
                 run_s=time.monotonic() - began,
             )
             if tokens_in is not None:
@@ -106,6 +110,21 @@ class QueueWorker:
             known = self._work.get(lease.task.id)
             if known is not None and known.attempt == attempt:
                 del self._work[lease.task.id]
+
+    async def _kept(self, text: str, attempt: agent_pb2.TaskAttempt) -> str:
+        """The output itself, or what names the chunk that holds it."""
+        size = len(text.encode())
+        if size <= OUTPUT_LIMIT:
+            return text
+        from gswarm.data import local, wire
+
+        who = f"task {attempt.task_id}"
+        label = local.Label(
+            f"output of {who}", who, OUTPUT_LEASE_S, f"{who}/{attempt.attempt}", self.agent.swarm.token_text
+        )
+        socket = self.agent.state_dir / wire.SOCKET_NAME
+        chunk = await asyncio.to_thread(local.put_value, socket, json.loads(text), label)
+        return json.dumps({"chunk": chunk.id, "bytes": size})
 
     def _tell(
         self,
