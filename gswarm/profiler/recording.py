@@ -298,8 +298,8 @@ def parse_at(text: str, start: datetime, end: datetime) -> datetime:
     """The moment of `+12m` or `+90s` (from the start), `12:04:31` (local time) or an ISO time. Raises InvalidError."""
     if match := re.fullmatch(r"\+(\d+(?:\.\d+)?)(s|m|h)?", text):
         seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2] or "s"]
-        # Beyond the end is the end; years beyond are no date at all.
-        return start + timedelta(seconds=min(seconds, (end - start).total_seconds() + 1))
+        # Beyond the end is the end anyway; ages beyond it are no date at all.
+        return start + timedelta(seconds=min(seconds, 1e9))
     if match := re.fullmatch(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?", text):
         local = start.astimezone()
         seconds = float(match[3] or 0)

@@ -18,7 +18,7 @@ from gswarm.data.service import transfer
 from gswarm.errors import GswarmError
 from gswarm.model import operations
 from gswarm.model.backends import backend
-from gswarm.queue import plan, transitions
+from gswarm.queue import parameters, plan, transitions
 from gswarm.queue.durations import History, read
 from gswarm.queue.references import Json, resolve
 from gswarm.queue.transitions import BACKOFF, DONE, FAILED, FINAL, LEASE_S, READY, RUNNING
@@ -360,13 +360,23 @@ class Dispatcher:
     async def _carry_out_own(self) -> None:
         for task in list(self._own.values()):
             if task.phase == READY:
-                await self.store.apply(partial(self._begin_own, task_id=task.id), actor=task.actor, method="task")
+                await self._start_own(task)
             elif task.phase == RUNNING and (outcome := self._own_outcome(task)) is not None:
                 await self.store.apply(
                     partial(_end_own, task_id=task.id, done=outcome[0], why=outcome[1]),
                     actor="host",
                     method="task",
                 )
+
+    async def _start_own(self, task: Task) -> None:
+        try:
+            await self.store.apply(partial(self._begin_own, task_id=task.id), actor=task.actor, method="task")
+        except GswarmError:
+            raise
+        except Exception:  # our own mistake costs this task, not the queue
+            log.exception("task %s could not be carried out", task.id)
+            why = "the host failed to do this; see gswarm logs host"
+            await self.store.apply(partial(_give_up, task_id=task.id, why=why), actor="host", method="task")
 
     def _begin_own(self, tx: Transaction, task_id: str) -> None:
         task = tx.edit(Task, task_id)
@@ -375,7 +385,7 @@ class Dispatcher:
         transitions.lease(tx, task, node="", service="", device_ids=())
         try:
             params = resolve(json.loads(task.params_json), _outputs(tx, task))
-            task.output_json = json.dumps(_do(tx, task.type, params if isinstance(params, dict) else {}))
+            task.output_json = json.dumps(_do(tx, task, params if isinstance(params, dict) else {}))
             tx.put(task)
         except GswarmError as error:
             transitions.attempt_failed(tx, task, str(error))
@@ -493,25 +503,25 @@ def _outputs(tx: Transaction, task: Task) -> Callable[[str], Json]:
     return lambda action: found.get(action)
 
 
-def _do(tx: Transaction, kind: queue_pb2.TaskType.ValueType, params: dict[str, Any]) -> dict[str, object]:
+def _do(tx: Transaction, task: Task, params: dict[str, Any]) -> dict[str, object]:
     """Carry out a host-side task's change; what it made, for waiting on and for its dependents."""
-    if kind == queue_pb2.TASK_TYPE_DOWNLOAD:
-        asked = models_pb2.DownloadRequest(
-            name=params["model"], source=params["source"], nodes=params.get("nodes") or []
-        )
+    parameters.check(task.type, params if "model" in params else params | ({"model": task.model} if task.model else {}))
+    if task.type == queue_pb2.TASK_TYPE_DOWNLOAD:
+        nodes = [params["node"]] if "node" in params else []
+        asked = models_pb2.DownloadRequest(name=params["name"], source=params["source"], nodes=nodes)
         response = operations.download(asked)(tx)
         return {"model": response.model.name, "placements": [p.id for p in response.placements]}
-    if kind == queue_pb2.TASK_TYPE_SERVE:
+    if task.type == queue_pb2.TASK_TYPE_SERVE:
+        device = params.get("device", [])
         request = models_pb2.ServeRequest(
-            model=params["model"],
-            devices=params.get("devices") or [],
-            port=int(params.get("port") or 0),
+            model=task.model,
+            devices=[device] if isinstance(device, str) else device,
+            port=params.get("port", 0),
             backend=params.get("backend", ""),
-            name=params.get("name", ""),
-            options={key: str(value) for key, value in (params.get("options") or {}).items()},
+            name=params.get("service", ""),
         )
         return {"service": operations.serve(request)(tx).service.name}
-    if kind == queue_pb2.TASK_TYPE_STOP:
+    if task.type == queue_pb2.TASK_TYPE_STOP:
         return {"service": operations.stop_service(params["service"])(tx).service.name}
     transfer(params["chunk"], params["node"])(tx)
     return {"chunk": params["chunk"], "node": params["node"]}
@@ -524,6 +534,13 @@ def _end_own(tx: Transaction, task_id: str, done: bool, why: str) -> None:
     if done:
         transitions.finish(tx, task, DONE, "")
     else:
+        transitions.attempt_failed(tx, task, why)
+
+
+def _give_up(tx: Transaction, task_id: str, why: str) -> None:
+    task = tx.edit(Task, task_id)
+    if task is not None and task.phase == READY:
+        transitions.lease(tx, task, node="", service="", device_ids=())
         transitions.attempt_failed(tx, task, why)
 
 

@@ -118,7 +118,7 @@ class QueueWorker:
             return text
         from gswarm.data import local, wire
 
-        who = f"task {attempt.task_id}"
+        who = f"task-{attempt.task_id}"
         label = local.Label(
             f"output of {who}", who, OUTPUT_LEASE_S, f"{who}/{attempt.attempt}", self.agent.swarm.token_text
         )

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from gswarm import net
 from gswarm.client.agent import Agent, Options
+from gswarm.cluster.types import Node, NodePhase
 from gswarm.config import Config, HostConfig
 from gswarm.host.server import HostContext, host
 from gswarm.mirror import Mirror
@@ -37,10 +38,13 @@ class Cluster:
 
     @contextlib.asynccontextmanager
     async def agent(self, name: str, simulate: str = "1xH100") -> AsyncIterator[Agent]:
-        """An agent in this process; it leaves at the end."""
+        """An agent in this process, once it is attached; it leaves at the end."""
         agent = Agent(self.context.config, Options(self.endpoint, resilient=True, name=name, simulate=simulate))
         running = asyncio.create_task(agent.run())
         try:
+            async with self.swarm.mirror((Node,), samples=False) as mirror:
+                ready = NodePhase.READY
+                await seen(mirror, lambda: mirror.rows(Node).get(name), lambda n: n is not None and n.phase is ready)
             yield agent
         finally:
             agent.stopping.set()

@@ -1,0 +1,282 @@
+"""The queue at work: a whole host, an agent with simulated GPUs, and workflows as people write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from gswarm.cluster.types import Event
+from gswarm.data.types import Chunk
+from gswarm.errors import GswarmError, InvalidError, NotFoundError, RefusedError
+from gswarm.model.types import Placement, Service, ServicePhase, download_done
+from gswarm.queue.types import Task, TaskPhase, Workflow, WorkflowPhase, workflow_done
+from tests.support.cluster import Cluster, cluster, seen
+
+
+@pytest.fixture
+async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    monkeypatch.setenv("GSWARM_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("GSWARM_SHM_DIR", str(tmp_path / "shm"))
+    async with cluster(tmp_path / "state") as found:
+        yield found
+
+
+@asynccontextmanager
+async def at_work(running: Cluster, *models: str, gpus: int = 1) -> AsyncIterator[None]:
+    """A node with simulated GPUs that stores these models, 1 GiB each."""
+    async with running.agent("n1", simulate=f"{gpus}xH100"):
+        async with running.swarm.mirror() as mirror:
+            await seen(mirror, lambda: len(mirror.samples), lambda count: count >= gpus + 1)
+        for model in models:
+            for placement in await running.swarm.model.download(model, source="simulated:1GiB"):
+                await running.swarm.wait(download_done, placement, timeout=30)
+        yield
+
+
+def flow(tmp_path: Path, *actions: dict[str, object], name: str = "flow") -> list[Path]:
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps({"name": name, "actions": list(actions)}))
+    return [path]
+
+
+def ask(id: str, model: str = "a", **more: object) -> dict[str, object]:
+    return {"id": id, "type": "inference", "model": model, "prompt": f"Say {id}.", "max_tokens": 3} | more
+
+
+async def done(running: Cluster, workflows: Iterable[Workflow]) -> dict[str, Task]:
+    """Wait for workflows, whatever becomes of them; their tasks by action."""
+    async with running.swarm.mirror((Workflow, Task), samples=False) as mirror:
+        for workflow in workflows:
+            await seen(
+                mirror,
+                lambda key=workflow.id: mirror.rows(Workflow).get(key),  # type: ignore[misc]
+                lambda now: now is not None and now.phase is not WorkflowPhase.ACTIVE,
+                timeout=60,
+            )
+        return {task.action: task for task in mirror.rows(Task).values()}
+
+
+async def submitted(running: Cluster, tmp_path: Path, *actions: dict[str, object]) -> list[Workflow]:
+    return await running.swarm.queue.submit(flow(tmp_path, *actions))
+
+
+async def test_tasks_run_after_what_they_depend_on_and_use_its_output(running: Cluster, tmp_path: Path) -> None:
+    async with at_work(running, "a"):
+        asked = await submitted(
+            running, tmp_path, ask("last", prompt="Repeat: ${first.output.text}", depends_on=["other"]),
+            ask("first"), ask("other", depends_on=["first"]),
+        )  # fmt: skip
+        tasks = await done(running, asked)
+        assert {task.phase for task in tasks.values()} == {TaskPhase.DONE}
+        first, other, last = tasks["first"], tasks["other"], tasks["last"]
+        assert first.finished_at <= other.started_at and other.finished_at <= last.started_at  # type: ignore[operator]
+        assert json.loads(first.output_json)["text"] and first.tokens_out == 3 and first.service
+        workflow = await running.swarm.wait(workflow_done, asked[0], timeout=10)
+        assert (workflow.done, workflow.tasks, workflow.phase) == (3, 3, WorkflowPhase.DONE)
+
+
+async def test_a_failure_is_tried_again_then_passed_on(running: Cluster, tmp_path: Path) -> None:
+    async with at_work(running, "a"):
+        asked = await submitted(
+            running, tmp_path, ask("slow", max_tokens=4000, timeout="0.3s", retries=2), ask("needs", depends_on=["slow"]),
+            ask("far", prompt="${needs.output.text}"), ask("free"),
+        )  # fmt: skip
+        tasks = await done(running, asked)
+        assert tasks["slow"].phase is TaskPhase.FAILED and tasks["slow"].attempt == 3
+        assert "0.3 s" in tasks["slow"].detail
+        for name in ("needs", "far"):
+            assert tasks[name].phase in (TaskPhase.CANCELLED, TaskPhase.FAILED) and tasks[name].attempt == 0
+            assert f"(task {tasks[name].depends_on[0]}) failed" in tasks[name].detail
+        assert tasks["free"].phase is TaskPhase.DONE
+        with pytest.raises(GswarmError, match="failed"):
+            await running.swarm.wait(workflow_done, asked[0], timeout=10)
+
+
+async def test_a_reference_to_what_is_not_in_an_output_fails_with_its_name(running: Cluster, tmp_path: Path) -> None:
+    async with at_work(running, "a"):
+        asked = await submitted(running, tmp_path, ask("one"), ask("two", prompt="${one.output.nothing}"))
+        tasks = await done(running, asked)
+        assert tasks["two"].phase is TaskPhase.FAILED and "nothing" in tasks["two"].detail
+
+
+async def test_cancelling_stops_what_runs_on_its_node(running: Cluster, tmp_path: Path) -> None:
+    async with at_work(running, "a"):
+        (workflow,) = await submitted(
+            running, tmp_path, ask("long", max_tokens=4000), ask("later", depends_on=["long"])
+        )
+        async with running.swarm.mirror((Task, Service), samples=False) as mirror:
+
+            def long() -> Task | None:
+                return next((t for t in mirror.rows(Task).values() if t.action == "long"), None)
+
+            task = await seen(mirror, long, lambda t: t is not None and t.phase is TaskPhase.RUNNING)
+            assert task is not None
+            assert await running.swarm.queue.cancel(workflow=[workflow.id]) == 2
+            await seen(mirror, long, lambda t: t is not None and t.phase is TaskPhase.CANCELLED)
+            # The device is free for the next at once: the generation of 4000 tokens has ended.
+            tasks = await done(running, await running.swarm.queue.submit(flow(tmp_path, ask("next"), name="second")))
+        assert tasks["next"].phase is TaskPhase.DONE and tasks["later"].phase is TaskPhase.CANCELLED
+        assert (await running.swarm.get(Workflow, workflow.id)).phase is WorkflowPhase.CANCELLED
+        with pytest.raises(NotFoundError, match="999"):
+            await running.swarm.queue.cancel(["999"])
+
+
+async def test_failed_tasks_can_be_put_back_to_work(running: Cluster, tmp_path: Path) -> None:
+    async with at_work(running, "a"):
+        asked = await submitted(
+            running, tmp_path, {"id": "get", "type": "download", "name": "late", "source": f"file://{tmp_path}/late"},
+            {"id": "then", **{k: v for k, v in ask("then").items() if k != "id"}, "depends_on": ["get"]},
+        )  # fmt: skip
+        tasks = await done(running, asked)
+        assert tasks["get"].phase is TaskPhase.FAILED and "late" in tasks["get"].detail
+        (tmp_path / "late").mkdir()
+        (tmp_path / "late" / "weights.bin").write_bytes(b"x" * 100)
+        assert await running.swarm.queue.retry([tasks["get"].id]) == 2
+        tasks = await done(running, asked)
+        assert {task.phase for task in tasks.values()} == {TaskPhase.DONE}
+        with pytest.raises(GswarmError):
+            await running.swarm.queue.retry([tasks["get"].id])
+
+
+async def test_tasks_are_grouped_by_model(running: Cluster, tmp_path: Path) -> None:
+    """Twelve tasks of two models, turn by turn, on one device that holds one of them: one load each is enough."""
+    async with at_work(running, "a", "b"):
+        actions = [ask(f"t{i}", "ab"[i % 2]) for i in range(12)]
+        for action in actions:
+            action["max_tokens"] = 8
+        tasks = await done(running, await submitted(running, tmp_path, *actions))
+        assert {task.phase for task in tasks.values()} == {TaskPhase.DONE}
+        order = [task.model for task in sorted(tasks.values(), key=lambda t: t.started_at)]  # type: ignore[arg-type,return-value]
+        switches = sum(before != after for before, after in pairwise(order))
+        assert switches == 1, order
+
+
+async def test_urgent_tasks_go_first(running: Cluster, tmp_path: Path) -> None:
+    async with at_work(running, "a"):
+        words = ["low", "normal", "high", "critical"]
+        gate: dict[str, object] = {"id": "gate", "type": "download", "name": "gate", "source": "simulated:1GiB"}
+        actions = [
+            ask(f"{word}{i}", priority=word, depends_on=["gate"], max_tokens=40) for word in words for i in range(6)
+        ]
+        tasks = await done(running, await submitted(running, tmp_path, gate, *actions))
+        started: dict[str, list[float]] = {word: [] for word in words}
+        for task in tasks.values():
+            if task.action != "gate":
+                assert task.phase is TaskPhase.DONE and task.started_at is not None
+                started[task.priority.value].append(task.started_at.timestamp())
+        for before, after in pairwise(reversed(words)):
+            assert sum(started[before]) <= sum(started[after]), (before, after)
+
+
+async def test_every_type_of_task(running: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "w.bin").write_bytes(b"w" * 5000)
+    from gswarm.data import access
+
+    async with at_work(running, "a", gpus=2):
+        chunk = await access.put_value(running.swarm, b"moving")
+        async with running.agent("n2", simulate="1xH100"):
+            actions: list[dict[str, object]] = [
+                {"id": "get", "type": "download", "name": "m", "source": f"file://{tmp_path}/weights", "node": "n1"},
+                {
+                    "id": "up",
+                    "type": "serve",
+                    "model": "a",
+                    "device": "n1:gpu1",
+                    "service": "mine",
+                    "depends_on": ["get"],
+                },
+                ask("say", depends_on=["up"]),
+                {"id": "down", "type": "stop", "service": "mine", "depends_on": ["say"]},
+                {"id": "move", "type": "data_transfer", "chunk": chunk.id, "node": "n2"},
+            ]
+            tasks = await done(running, await submitted(running, tmp_path, *actions))
+            assert {t.action: (t.phase, t.detail) for t in tasks.values() if t.phase is not TaskPhase.DONE} == {}
+            assert {place.node for place in (await running.swarm.get(Chunk, chunk.id)).locations} == {"n1", "n2"}
+            assert "m@v1@n1" in {p.id for p in await running.swarm.list(Placement)} or any(
+                p.model == "m" and p.node == "n1" for p in await running.swarm.list(Placement)
+            )
+            mine = [s for s in await running.swarm.list(Service) if s.name == "mine"]
+            assert not mine or mine[0].phase is ServicePhase.STOPPED
+
+
+async def test_what_was_submitted_and_done_outlives_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSWARM_STATE_DIR", str(tmp_path / "state"))
+    async with cluster(tmp_path / "state") as first:
+        async with at_work(first, "a"):
+            before = await done(first, await submitted(first, tmp_path, ask("one")))
+        (waiting,) = await first.swarm.queue.submit(flow(tmp_path, ask("two"), name="second"))
+    async with cluster(tmp_path / "state") as second:
+        assert (await second.swarm.get(Task, before["one"].id)).output_json == before["one"].output_json
+        async with second.agent("n1", simulate="1xH100"):
+            tasks = await done(second, [waiting])
+        assert tasks["two"].phase is TaskPhase.DONE
+
+
+async def test_a_submission_repeated_with_its_id_is_one_workflow(running: Cluster, tmp_path: Path) -> None:
+    files = flow(tmp_path, ask("one"), ask("two"))
+    first = await running.swarm.using(request_id="r1").queue.submit(files)
+    again = await running.swarm.using(request_id="r1").queue.submit(files)
+    assert [w.id for w in first] == [w.id for w in again]
+    assert len(await running.swarm.list(Task)) == 2
+
+
+async def test_a_file_with_a_mistake_submits_nothing(running: Cluster, tmp_path: Path) -> None:
+    good, bad = flow(tmp_path, ask("one"), name="good"), flow(tmp_path, ask("one", depends_on=["two"]), name="bad")
+    with pytest.raises(InvalidError, match="two"):
+        await running.swarm.queue.submit([*good, *bad])
+    assert not await running.swarm.list(Workflow)
+
+
+async def test_why_a_task_waits(running: Cluster, tmp_path: Path) -> None:
+    """Asked in turn while the reason changes."""
+    (workflow,) = await submitted(running, tmp_path, ask("one", "nomodel"), ask("two", "a", depends_on=["one"]))
+    tasks = {task.action: task for task in await running.swarm.list(Task)}
+
+    async def reason(action: str) -> str:
+        return (await running.swarm.queue.explain(tasks[action].id)).reason
+
+    assert "no model nomodel" in await reason("one")
+    assert await reason("two") == f"waiting for task {tasks['one'].id}"
+    await running.swarm.queue.cancel(workflow=[workflow.id])
+    (again,) = await running.swarm.queue.submit(flow(tmp_path, ask("three", "a"), name="second"))
+    tasks |= {task.action: task for task in await running.swarm.list(Task)}
+    async with at_work(running, "a"):
+        tasks |= await done(running, [again])
+        assert (await reason("three")).startswith("done, on ")
+        assert await reason("one") == tasks["one"].detail != ""
+    with pytest.raises(NotFoundError, match="4711"):
+        await running.swarm.queue.explain("4711")
+
+
+async def test_an_output_too_long_for_the_queue_is_a_chunk(
+    running: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gswarm.data import access
+    from gswarm.queue import worker
+
+    monkeypatch.setattr(worker, "OUTPUT_LIMIT", 100)
+    async with at_work(running, "a"):
+        tasks = await done(running, await submitted(running, tmp_path, ask("long", max_tokens=60)))
+        assert tasks["long"].phase is TaskPhase.DONE, tasks["long"].detail
+        output = json.loads(tasks["long"].output_json)
+        assert output["bytes"] > 100
+        with await access.map_chunk(running.swarm, output["chunk"]) as mapped:
+            whole = mapped.value()
+            assert isinstance(whole, dict) and len(whole["text"]) > 100
+        chunk = await running.swarm.get(Chunk, output["chunk"])
+        assert [holder.name for holder in chunk.holders] == [f"task-{tasks['long'].id}"]
+        with pytest.raises(RefusedError):
+            await running.swarm.data.delete(chunk.id)
+
+
+async def test_who_did_what_is_in_the_event_log(running: Cluster, tmp_path: Path) -> None:
+    (workflow,) = await submitted(running, tmp_path, ask("one"))
+    await running.swarm.queue.cancel(workflow=[workflow.id])
+    events = [e for e in await running.swarm.list(Event) if e.subject == workflow.id]
+    assert events and {e.actor for e in events} == {"local"}
