@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gswarm.errors import ExhaustedError, InvalidError, NotFoundError
+from gswarm.errors import ExhaustedError, GswarmError, InvalidError, NotFoundError
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _WRITING = ".writing-"
@@ -44,19 +44,24 @@ class Pool:
 
         Raises ExhaustedError when there is no room, leaving nothing behind.
         """
-        if size_bytes < 0:
+        if not 0 <= size_bytes < 1 << 63:
             raise InvalidError(f"a chunk of {size_bytes} bytes cannot be", field="size")
         name = _WRITING + secrets.token_hex(8)
         path = self.root / name
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = -1
         try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # someone may have cleaned up /dev/shm
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             if size_bytes:
                 os.posix_fallocate(fd, 0, size_bytes)
         except OSError as error:
-            os.close(fd)
-            path.unlink()
+            if fd >= 0:
+                os.close(fd)
+                path.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
-                raise
+                raise GswarmError(
+                    "shared memory cannot be used", why=f"{self.root}: {error.strerror}", next="run gswarm doctor"
+                ) from None
             raise ExhaustedError(
                 f"no room for {size_bytes} bytes in shared memory",
                 why=f"{self.free_bytes()} bytes are free under {self.root}",
@@ -92,7 +97,7 @@ class Pool:
         """A read-only descriptor of a chunk, which the caller closes. Raises NotFoundError."""
         try:
             return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(f"chunk {digest[:16]} is not on this node") from None
 
     def path(self, digest: str) -> Path:
@@ -110,7 +115,11 @@ class Pool:
 
     def digests(self) -> Iterator[str]:
         """Every sealed chunk."""
-        return (entry.name for entry in os.scandir(self.root) if DIGEST.fullmatch(entry.name))
+        try:
+            names = [path.name for path in self.root.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return iter(())  # cleaned away under us; what was there is then reported lost
+        return (name for name in names if DIGEST.fullmatch(name))
 
     def drop_unfinished(self) -> int:
         """Remove what a killed agent left half-written; how many there were. Only at start."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gswarm.data import wire
 from gswarm.data.pool import Pool, Reservation
 from gswarm.data.pull import Cancelled, Source, pull
+from gswarm.data.types import ChunkType
 from gswarm.errors import GswarmError, InvalidError
 from gswarm.v1 import agent_pb2, common_pb2, data_pb2
 
@@ -197,6 +198,10 @@ class DataWorker:
                     answer, fd = await self._answer(client, wire.unpack(data))
                 except GswarmError as error:
                     answer, fd = wire.Refused.of(error), None
+                except (OSError, ValueError, OverflowError) as error:
+                    # A full table of files, a number no field holds: one client's trouble, never the agent's end.
+                    odd = GswarmError("the data pool could not do that", why=str(error), next="run gswarm doctor")
+                    answer, fd = wire.Refused.of(odd), None
                 try:
                     socket.send_fds(client.sock, [wire.pack(answer)], [] if fd is None else [fd])
                 finally:
@@ -234,7 +239,7 @@ class DataWorker:
             kept = self.pool.seal(reservation, digest)
             try:
                 return await self._register(said, digest, reservation.size_bytes)
-            except GswarmError:
+            except Exception:
                 if kept:
                     self.pool.delete(digest)
                 raise
@@ -242,6 +247,8 @@ class DataWorker:
             self._registering.discard(digest)
 
     async def _register(self, said: wire.Seal, digest: str, size_bytes: int) -> data_pb2.Chunk:
+        if said.type not in {known.value for known in ChunkType}:
+            raise InvalidError(f"there are no chunks of type {said.type!r}", field="type")
         chunk = data_pb2.Chunk(
             type=data_pb2.ChunkType.Value(f"CHUNK_TYPE_{said.type.upper()}"),
             dtype=said.dtype,
