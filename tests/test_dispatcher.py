@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from gswarm.cluster.types import Event
 from gswarm.data.types import Chunk
-from gswarm.errors import GswarmError, InvalidError, NotFoundError, RefusedError
+from gswarm.errors import ExhaustedError, GswarmError, InvalidError, NotFoundError, RefusedError
 from gswarm.model.types import Placement, Service, ServicePhase, download_done
 from gswarm.queue.types import Task, TaskPhase, Workflow, WorkflowPhase, workflow_done
 from tests.support.cluster import Cluster, cluster, seen
@@ -231,6 +233,20 @@ async def test_a_file_with_a_mistake_submits_nothing(running: Cluster, tmp_path:
     with pytest.raises(InvalidError, match="two"):
         await running.swarm.queue.submit([*good, *bad])
     assert not await running.swarm.list(Workflow)
+
+
+async def test_a_full_queue_refuses_whole_and_has_room_again(running: Cluster, tmp_path: Path) -> None:
+    config = running.context.config
+    running.context.config = replace(config, host=replace(config.host, queue_limit=3))
+    (first,) = await submitted(running, tmp_path, ask("one"), ask("two"))
+    with pytest.raises(ExhaustedError, match="2 tasks are unfinished, 3 are allowed"):
+        await submitted(running, tmp_path, ask("three"), ask("four"))
+    assert len(await running.swarm.list(Task)) == 2
+    many = [running.swarm.queue.submit(flow(tmp_path, ask("x"), name=f"f{i}")) for i in range(5)]
+    answers = await asyncio.gather(*many, return_exceptions=True)
+    assert sum(not isinstance(answer, BaseException) for answer in answers) == 1, "also when they come at once"
+    await running.swarm.queue.cancel(workflow=[first.id])
+    await submitted(running, tmp_path, ask("three"), ask("four"))
 
 
 async def test_why_a_task_waits(running: Cluster, tmp_path: Path) -> None:

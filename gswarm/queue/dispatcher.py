@@ -355,6 +355,11 @@ class Dispatcher:
 
         await self.store.apply(operation, actor="planner", method="unload")
 
+    @property
+    def unfinished(self) -> int:
+        """Tasks that have not ended."""
+        return len(self._unfinished)
+
     # Tasks that the host carries out itself
 
     async def _carry_out_own(self) -> None:

@@ -31,6 +31,7 @@ class QueueService(queue_pb2_grpc.QueueServicer):
     def __init__(self, host: HostContext) -> None:
         self.host, self.store, self.nodes = host, host.store, host.nodes
         self.dispatcher = Dispatcher(host)
+        self._submitting = 0
         host.nodes.handle("task", transitions.reported)
         host.nodes.handle_progress(self._progressed)
         host.nodes.handle_hello(_hello)
@@ -49,10 +50,15 @@ class QueueService(queue_pb2_grpc.QueueServicer):
     async def Submit(self, request: queue_pb2.SubmitRequest, context: Context) -> queue_pb2.SubmitResponse:
         """Accept workflows whole, or none."""
         check(request)
-        operation = transitions.submit(request, limit=self.host.config.host.queue_limit)
-        return await self.store.apply(
-            operation, actor=caller(context).name, meta=request.meta, method="Queue.Submit", request=request
-        )
+        asked, known = transitions.asked_tasks(request), self.dispatcher.unfinished + self._submitting
+        operation = transitions.submit(request, unfinished=known, limit=self.host.config.host.queue_limit)
+        self._submitting += asked
+        try:
+            return await self.store.apply(
+                operation, actor=caller(context).name, meta=request.meta, method="Queue.Submit", request=request
+            )
+        finally:
+            self._submitting -= asked
 
     async def Cancel(self, request: queue_pb2.CancelRequest, context: Context) -> queue_pb2.CancelResponse:
         """Cancel tasks and workflows; running ones are ended on their nodes."""

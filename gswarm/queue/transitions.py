@@ -21,12 +21,21 @@ OUTPUT_LIMIT = 64 * 1024
 BACKOFF_CAP_S = 60.0
 
 
-def submit(request: queue_pb2.SubmitRequest, *, limit: int) -> Callable[[Transaction], queue_pb2.SubmitResponse]:
-    """Make all workflows of a checked request, or none."""
+def asked_tasks(request: queue_pb2.SubmitRequest) -> int:
+    """How many tasks a submission makes."""
+    return sum(len(spec.actions) for spec in request.workflows)
+
+
+def submit(
+    request: queue_pb2.SubmitRequest, *, unfinished: int, limit: int
+) -> Callable[[Transaction], queue_pb2.SubmitResponse]:
+    """Make all workflows of a checked request, or none.
+
+    `unfinished` tasks are there already or on their way; counted by the caller, for here it would take a look at each.
+    """
 
     def operation(tx: Transaction) -> queue_pb2.SubmitResponse:
-        unfinished = sum(w.tasks - w.done - w.failed - w.cancelled for w in tx.list(Workflow))
-        asked = sum(len(spec.actions) for spec in request.workflows)
+        asked = asked_tasks(request)
         if unfinished + asked > limit:
             raise ExhaustedError(
                 "the queue is full",
