@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from gswarm.errors import GswarmError, RefusedError, UnreachableError
 from gswarm.host.database import Database, Rows
@@ -59,6 +60,9 @@ class Transaction:
         self.revision = revision
         """The revision this operation will have once committed."""
         self.now = now
+        self.stamp = Timestamp()
+        """`now` as messages take it: `task.created_at.CopyFrom(tx.stamp)`."""
+        self.stamp.FromDatetime(now)
         self.actor = actor
         self.cause = cause
 
@@ -156,7 +160,7 @@ class Transaction:
             cause=self.cause if cause is None else cause,
             message=message,
         )
-        event.time.FromDatetime(self.now)
+        event.time.CopyFrom(self.stamp)
         if subject is not None:
             event.subject_kind = BY_MESSAGE[subject.__class__].kind
             event.subject = key_of(subject)

@@ -71,7 +71,7 @@ def _make(tx: Transaction, spec: queue_pb2.WorkflowSpec) -> Workflow:
         actor=tx.actor,
         first_task=first,
     )
-    workflow.created_at.FromDatetime(tx.now)
+    workflow.created_at.CopyFrom(tx.stamp)
     tx.put(workflow)
     for action in spec.actions:
         task = Task(
@@ -88,9 +88,9 @@ def _make(tx: Transaction, spec: queue_pb2.WorkflowSpec) -> Workflow:
             params_json=action.params_json,
             actor=tx.actor,
         )
-        task.created_at.FromDatetime(tx.now)
+        task.created_at.CopyFrom(tx.stamp)
         if not action.depends_on:
-            task.ready_at.FromDatetime(tx.now)
+            task.ready_at.CopyFrom(tx.stamp)
         tx.put(task)
     return workflow
 
@@ -119,7 +119,7 @@ def lease(tx: Transaction, task: Task, *, node: str, service: str, device_ids: I
     task.node, task.service, task.detail = node, service, ""
     del task.device_ids[:]
     task.device_ids.extend(device_ids)
-    task.started_at.FromDatetime(tx.now)
+    task.started_at.CopyFrom(tx.stamp)
     task.lease_until.FromDatetime(tx.now + timedelta(seconds=LEASE_S))
     tx.put(task)
 
@@ -154,7 +154,7 @@ def attempt_failed(tx: Transaction, task: Task, why: str, *, permanent: bool = F
 def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, detail: str) -> None:
     """A task has its end; its dependents become ready, or fail with the reason."""
     task.phase, task.detail = phase, detail
-    task.finished_at.FromDatetime(tx.now)
+    task.finished_at.CopyFrom(tx.stamp)
     task.ClearField("lease_until")
     tx.put(task)
     if phase == FAILED:
@@ -178,13 +178,13 @@ def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, de
             if last.phase == DONE:
                 if all(_phase(tx, need) == DONE for need in dependent.depends_on):
                     dependent.phase = READY
-                    dependent.ready_at.FromDatetime(tx.now)
+                    dependent.ready_at.CopyFrom(tx.stamp)
                     tx.put(dependent)
                 continue
             word = "failed" if last.phase == FAILED else "was cancelled"
             dependent.phase = FAILED if last.phase == FAILED else CANCELLED
             dependent.detail = f"not run: {last.action} (task {last.id}) {word}"
-            dependent.finished_at.FromDatetime(tx.now)
+            dependent.finished_at.CopyFrom(tx.stamp)
             tx.put(dependent)
             ended.append(dependent)
     if workflow.done + workflow.failed + workflow.cancelled >= workflow.tasks:
@@ -213,7 +213,7 @@ def _end(tx: Transaction, workflow: Workflow) -> None:
         workflow.phase = queue_pb2.WORKFLOW_PHASE_CANCELLED
     else:
         workflow.phase = queue_pb2.WORKFLOW_PHASE_DONE
-    workflow.finished_at.FromDatetime(tx.now)
+    workflow.finished_at.CopyFrom(tx.stamp)
     told = f"{workflow.done} done, {workflow.failed} failed, {workflow.cancelled} cancelled"
     tx.event("workflow.ended", f"{workflow.id} ({workflow.name}): {told}", subject=workflow)
 
@@ -303,7 +303,7 @@ def _restart(tx: Transaction, task: Task, workflow: Workflow, again: set[str]) -
     for field in ("finished_at", "started_at", "retry_at", "ready_at"):
         task.ClearField(field)
     if not waits:
-        task.ready_at.FromDatetime(tx.now)
+        task.ready_at.CopyFrom(tx.stamp)
     tx.put(task)
 
 
