@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gswarm import config as settings
 from gswarm import net
-from gswarm.errors import GswarmError
+from gswarm.errors import GswarmError, UnreachableError
 from gswarm.system.daemon import is_free, running_host
 from gswarm.system.types import Finding, Verdict
 from gswarm.units import size
@@ -30,7 +30,8 @@ def examine() -> list[Finding]:
         try:
             found += check()
         except GswarmError as error:
-            found.append(Finding(check.__name__, FAILED, str(error), error.next))
+            said = f"{error.what}: {error.why}" if error.why else error.what
+            found.append(Finding(check.__name__, FAILED, said, error.next or "correct what the message names"))
         except OSError as error:
             found.append(Finding(check.__name__, FAILED, str(error), "see the message"))
     return found
@@ -103,11 +104,14 @@ def ports() -> Iterator[Finding]:
 
 
 def token() -> Iterator[Finding]:
-    """There is a token for the host that commands would talk to."""
+    """There is a token for the host that commands would talk to, and nobody else can read what this machine keeps."""
+    for path in (settings.state_dir() / "host.token", settings.state_dir() / "host.key"):
+        if path.exists() and path.stat().st_mode & 0o077:
+            yield Finding("token.mode", FAILED, f"others may read {path}", f"chmod 600 {path}")
     try:
         endpoint = net.discover()
-    except GswarmError:
-        return
+    except UnreachableError:
+        return  # no host: that is the finding of another check
     if endpoint.token is None:
         yield Finding(
             "token",
@@ -117,9 +121,6 @@ def token() -> Iterator[Finding]:
         )
         return
     yield Finding("token", OK, f"a token of role {endpoint.token.role} for {endpoint.address}")
-    path = settings.state_dir() / "host.token"
-    if path.exists() and path.stat().st_mode & 0o077:
-        yield Finding("token.mode", FAILED, f"others may read {path}", f"chmod 600 {path}")
 
 
 def nvml() -> Iterator[Finding]:
@@ -147,10 +148,12 @@ def nvml() -> Iterator[Finding]:
 def shared_memory() -> Iterator[Finding]:
     """Room for the data pool."""
     path = Path(os.environ.get("GSWARM_SHM_DIR", "/dev/shm"))
-    if not path.is_dir():
-        yield Finding("shm", FAILED, f"{path} does not exist", "mount a tmpfs there, or set GSWARM_SHM_DIR")
+    # An agent makes what is missing of it.
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        yield Finding("shm", FAILED, f"{there} cannot be written to", "mount a tmpfs there, or set GSWARM_SHM_DIR")
         return
-    free = shutil.disk_usage(path).free
+    free = shutil.disk_usage(there).free
     verdict = OK if free > 256 << 20 else WARNING
     yield Finding(
         "shm", verdict, f"{path} has {size(free)} free", "" if verdict is OK else "enlarge it, or delete chunks"
