@@ -20,6 +20,7 @@ from typing import Any
 
 from huey import SqliteHuey
 
+from gswarm.host.server import collect_seldom
 from gswarm.host.store import Store
 from gswarm.queue import transitions
 from gswarm.queue.workflow import build
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    collect_seldom()
     results: dict[str, list[float]] = {"gswarm_100_callers": [], "gswarm_1_caller": [], "huey": []}
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as temporary:

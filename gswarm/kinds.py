@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -49,12 +50,41 @@ def key_of(message: Message) -> str:
     return str(getattr(message, field)) if field else "plan"
 
 
-def to_object(message: Message, revision: int) -> cluster_pb2.Object:
-    """Wrap `message` for the wire."""
-    info = BY_MESSAGE[type(message)]
-    obj = cluster_pb2.Object(kind=info.kind, key=key_of(message), revision=revision)
-    getattr(obj, info.slot).CopyFrom(message)
-    return obj
+def wire_of(kind: int, key: str, revision: int, body: bytes | None) -> bytes:
+    """A serialised `Object` around a serialised message; None: one that is deleted.
+
+    Written field by field, for each change is wrapped once: the body is appended in the bytes that are on the disk,
+    not parsed and serialised again.
+    """
+    name = key.encode()
+    head = (_KINDS[kind], _varint(len(name)), name, _REVISION, _varint(revision))
+    return b"".join((*head, _DELETED) if body is None else (*head, _BODIES[kind], _varint(len(body)), body))
+
+
+@functools.lru_cache(maxsize=4096)
+def _varint(number: int) -> bytes:
+    """A number as the protobuf encoding writes it: seven bits a byte, least first (protobuf.dev/programming-guides/encoding)."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+_VARINT, _LENGTH_DELIMITED = 0, 2
+
+
+def _tag(field: str, wire_type: int) -> bytes:
+    return _varint(cluster_pb2.Object.DESCRIPTOR.fields_by_name[field].number << 3 | wire_type)
+
+
+_KINDS: Mapping[int, bytes] = {
+    i.kind: _tag("kind", _VARINT) + _varint(i.kind) + _tag("key", _LENGTH_DELIMITED) for i in _TABLE
+}
+_REVISION = _tag("revision", _VARINT)
+_DELETED = _tag("deleted", _VARINT) + _varint(1)
+_BODIES: Mapping[int, bytes] = {i.kind: _tag(i.slot, _LENGTH_DELIMITED) for i in _TABLE}
 
 
 def body_of(obj: cluster_pb2.Object) -> Message:

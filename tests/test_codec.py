@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gswarm.cluster.types import HostStatus, TokenInfo
 from gswarm.codec import dataclass_of, from_proto, to_plain, to_proto
 from gswarm.errors import InvalidError
-from gswarm.kinds import BY_SLOT
+from gswarm.kinds import BY_KIND, BY_SLOT, wire_of
 from gswarm.model.types import Placement
 from gswarm.v1 import cluster_pb2, models_pb2
 
@@ -90,3 +90,17 @@ def test_plain_data_has_words_and_utc_times() -> None:
     shown = to_plain(Placement(id="a", changed_at=datetime(2026, 1, 2, 3, 4, 5, 6000, UTC)))
     assert shown["changed_at"] == "2026-01-02T03:04:05.006Z"
     assert shown["phase"] == "unknown"
+
+
+@given(st.sampled_from(sorted(BY_KIND)), st.text(max_size=300), st.integers(0, 2**64 - 1), st.integers(0, 40_000))
+def test_an_object_written_field_by_field_reads_as_one_made_by_protobuf(
+    kind: int, key: str, revision: int, size: int
+) -> None:
+    info = BY_KIND[kind]
+    body = info.message()
+    setattr(body, info.key_field or "strategy", "é" * size)
+    made = cluster_pb2.Object(kind=info.kind, key=key, revision=revision)
+    gone = cluster_pb2.Object(kind=info.kind, key=key, revision=revision, deleted=True)
+    getattr(made, info.slot).CopyFrom(body)
+    assert cluster_pb2.Object.FromString(wire_of(kind, key, revision, body.SerializeToString())) == made
+    assert cluster_pb2.Object.FromString(wire_of(kind, key, revision, None)) == gone

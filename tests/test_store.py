@@ -23,7 +23,7 @@ from gswarm.errors import ExhaustedError, GswarmError, NotFoundError, RefusedErr
 from gswarm.host import database
 from gswarm.host.state import Batch
 from gswarm.host.store import Operation, Store, Transaction
-from gswarm.v1 import cluster_pb2, common_pb2, models_pb2
+from gswarm.v1 import cluster_pb2, common_pb2, models_pb2, queue_pb2
 
 
 def node(name: str, cores: int = 0) -> cluster_pb2.Node:
@@ -248,24 +248,56 @@ def tell(number: int) -> Operation[None]:
     return lambda tx: tx.event("test", f"no {number}")
 
 
-def archive(numbers: range) -> Operation[None]:
-    def operation(tx: Transaction) -> None:
-        for number in numbers:
-            tx.archive(common_pb2.Event, str(number))
-
-    return operation
-
-
 async def test_archived_objects_leave_the_state_and_are_found_newest_first(tmp_path: Path) -> None:
+    def tasks(numbers: range) -> Operation[None]:
+        def operation(tx: Transaction) -> None:
+            for number in numbers:
+                tx.put(queue_pb2.Task(id=str(number), workflow_id="w1"))
+
+        return operation
+
+    def archive(numbers: range) -> Operation[None]:
+        def operation(tx: Transaction) -> None:
+            for number in numbers:
+                tx.archive(queue_pb2.Task, str(number))
+
+        return operation
+
     async with Store(tmp_path) as store:
-        for number in range(1, 31):
-            await store.apply(tell(number), actor="t")
+        await store.apply(tasks(range(1, 31)), actor="t")
         await store.apply(archive(range(1, 21)), actor="t")
-        assert store.state.count(common_pb2.Event) == 10
+        assert store.state.count(queue_pb2.Task) == 10
+    async with Store(tmp_path) as store:
+        assert [t.id for t in store.state.list(queue_pb2.Task)] == [str(n) for n in range(21, 31)]
+        assert [t.id for t in await store.archived(queue_pb2.Task, limit=2)] == ["20", "19"]
+        assert [t.id for t in await store.archived(queue_pb2.Task, before=2)] == ["1"]
+
+
+async def test_the_newest_events_are_watched_and_all_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gswarm.host.store.WATCHED_EVENTS", 10)
+    for start in (1, 16):
+        async with Store(tmp_path) as store:
+            for number in range(start, start + 15):
+                await store.apply(tell(number), actor="t")
+            assert [e.message for e in store.state.list(common_pb2.Event)] == [
+                f"no {n}" for n in range(start + 5, start + 15)
+            ]
     async with Store(tmp_path) as store:
         assert [e.message for e in store.state.list(common_pb2.Event)] == [f"no {n}" for n in range(21, 31)]
-        assert [e.message for e in await store.archived(common_pb2.Event, limit=2)] == ["no 20", "no 19"]
-        assert [e.message for e in await store.archived(common_pb2.Event, before=2)] == ["no 1"]
+        assert [e.message for e in await store.archived(common_pb2.Event, before=3)] == ["no 2", "no 1"]
+
+
+def test_events_of_an_older_file_stay_where_they_can_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as old:
+        old.setattr(database, "VERSION", 1)
+        database.Database(tmp_path).close()
+    event = common_pb2.Event(id="7", message="from before")
+    with sqlite3.connect(tmp_path / "host.db") as db:
+        db.execute("INSERT INTO objects VALUES (?, '7', 5, ?)", (common_pb2.KIND_EVENT, event.SerializeToString()))
+    db.close()
+    opened = database.Database(tmp_path)
+    assert opened.archived(common_pb2.KIND_EVENT, 0, 9, "") == [event.SerializeToString()] and not [*opened.objects()]
+    opened.close()
 
 
 KILLED = """
@@ -405,15 +437,16 @@ async def test_what_is_no_database_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_migration_keeps_a_copy_of_what_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database.Database(tmp_path).close()
 
-    def to_2(db: sqlite3.Connection) -> None:
+    def extra(db: sqlite3.Connection) -> None:
         db.execute("CREATE TABLE extra (a)")
 
-    monkeypatch.setattr(database, "VERSION", 2)
-    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, to_2))
+    old = database.VERSION
+    monkeypatch.setattr(database, "VERSION", old + 1)
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, extra))
     database.Database(tmp_path).close()
-    with sqlite3.connect(tmp_path / "host.db") as db, sqlite3.connect(tmp_path / "host.v1.bak") as backup:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
-        assert backup.execute("PRAGMA user_version").fetchone() == (1,)
+    with sqlite3.connect(tmp_path / "host.db") as db, sqlite3.connect(tmp_path / f"host.v{old}.bak") as backup:
+        assert db.execute("PRAGMA user_version").fetchone() == (old + 1,)
+        assert backup.execute("PRAGMA user_version").fetchone() == (old,)
     db.close()
     backup.close()
 
@@ -426,7 +459,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkey
         db.execute("nonsense")
 
     with monkeypatch.context() as patch:
-        patch.setattr(database, "VERSION", 2)
+        patch.setattr(database, "VERSION", database.VERSION + 1)
         patch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, broken))
         with pytest.raises(GswarmError):
             database.Database(tmp_path)

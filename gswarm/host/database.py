@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gswarm.errors import ExhaustedError, GswarmError, RefusedError
 
-VERSION = 1
+VERSION = 2
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "lustre", "ceph", "glusterfs", "fuse.sshfs"}
 )
@@ -38,7 +38,17 @@ def _to_1(db: sqlite3.Connection) -> None:
     db.execute("CREATE INDEX replies_at ON replies (at)")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_to_1,)
+def _to_2(db: sqlite3.Connection) -> None:
+    # Events never change: they are written once, into the archive, instead of moving there as they age.
+    event = 12
+    db.execute(
+        "INSERT OR REPLACE INTO archive SELECT kind, CAST(key AS INTEGER), key, '', body FROM objects WHERE kind = ?",
+        (event,),
+    )
+    db.execute("DELETE FROM objects WHERE kind = ?", (event,))
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_to_1, _to_2)
 """MIGRATIONS[n] takes a file from version n to n + 1, inside a transaction."""
 
 

@@ -1,18 +1,20 @@
-"""The host's state as readers on the event loop see it, and the batches that change it."""
+"""The host's state as readers on the event loop see it, and the batches that change it.
+
+Named tuples, for a submission makes nine of them, and they are made three times as fast as frozen dataclasses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from google.protobuf.message import Message
 
 from gswarm.kinds import BY_KIND, BY_MESSAGE, M
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An object, the revision that last changed it, and its serialised wire `Object`, shared by all readers."""
 
     message: Message
@@ -20,8 +22,7 @@ class Entry:
     wire: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(NamedTuple):
     """One object before and after; `new` is None when it was deleted. `wire` is the serialised `Object`."""
 
     kind: int
@@ -31,8 +32,7 @@ class Changed:
     wire: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """All that one operation changed, whole."""
 
     revision: int

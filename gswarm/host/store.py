@@ -18,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gswarm.errors import GswarmError, RefusedError, UnreachableError
 from gswarm.host.database import Database, Rows
 from gswarm.host.state import Batch, Changed, Entry, State
-from gswarm.kinds import BY_KIND, BY_MESSAGE, M, key_of, to_object
+from gswarm.kinds import BY_KIND, BY_MESSAGE, M, key_of, wire_of
 from gswarm.v1 import common_pb2
 
 R = TypeVar("R")
@@ -43,9 +43,11 @@ class _Edits:
     def absorb(self, other: _Edits) -> None:
         self.objects.update(other.objects)
         self.revisions.update(other.revisions)
-        self.archived.update(other.archived)
-        self.small.update(other.small)
         self.counters.update(other.counters)
+        if other.archived:
+            self.archived.update(other.archived)
+        if other.small:
+            self.small.update(other.small)
 
 
 class Transaction:
@@ -60,9 +62,8 @@ class Transaction:
         self.revision = revision
         """The revision this operation will have once committed."""
         self.now = now
-        self.stamp = Timestamp()
+        self.stamp = Timestamp(seconds=int(now.timestamp()), nanos=now.microsecond * 1000)
         """`now` as messages take it: `task.created_at.CopyFrom(tx.stamp)`."""
-        self.stamp.FromDatetime(now)
         self.actor = actor
         self.cause = cause
 
@@ -116,13 +117,9 @@ class Transaction:
 
     def next_id(self, name: str) -> int:
         """The next number of a durable counter, from 1."""
-        for edits in (self._edits, self._writer.group):
-            if name in edits.counters:
-                break
-        else:
-            edits = _Edits(counters=self._writer.counters)
-        number = edits.counters.get(name, 0) + 1
-        self._edits.counters[name] = number
+        mine, group, kept = self._edits.counters, self._writer.group.counters, self._writer.counters
+        number = (mine.get(name) or group.get(name) or kept.get(name, 0)) + 1
+        mine[name] = number
         return number
 
     def get_value(self, name: str) -> bytes | None:
@@ -159,14 +156,14 @@ class Transaction:
             actor=self.actor,
             cause=self.cause if cause is None else cause,
             message=message,
+            time=self.stamp,
         )
-        event.time.CopyFrom(self.stamp)
         if subject is not None:
             event.subject_kind = BY_MESSAGE[subject.__class__].kind
             event.subject = key_of(subject)
         self.put(event)
         if number > WATCHED_EVENTS:
-            self.archive(common_pb2.Event, str(number - WATCHED_EVENTS))
+            self._edits.objects[common_pb2.KIND_EVENT, str(number - WATCHED_EVENTS)] = None
 
 
 @dataclass(slots=True)
@@ -297,23 +294,22 @@ class _Writer(threading.Thread):
                 )
 
     def _accept(self, edits: _Edits, revision: int, now: datetime, job: _Job[object], rows: Rows) -> Batch | None:
-        changes = []
-        for (kind, key), message in edits.objects.items():
-            old = self.group.objects.get((kind, key)) if (kind, key) in self.group.objects else self.base[kind].get(key)
-            if message is None and old is None:
-                continue
-            if message is None:
-                from gswarm.v1 import cluster_pb2
-
-                wire = cluster_pb2.Object(kind=kind, key=key, revision=revision, deleted=True).SerializeToString()  # type: ignore[arg-type]
-                if job.durable:
-                    rows.objects[kind, key] = None
-            else:
-                wire = to_object(message, revision).SerializeToString()
-                if job.durable:
-                    rows.objects[kind, key] = (revision, message.SerializeToString())
-            edits.revisions[kind, key] = revision
-            changes.append(Changed(kind, key, old, message, wire))
+        changes, group, base, objects, durable = [], self.group.objects, self.base, rows.objects, job.durable
+        for slot, message in edits.objects.items():
+            kind, key = slot
+            old = group[slot] if slot in group else base[kind].get(key)
+            if message is not None:
+                body = message.SerializeToString()
+                if durable and kind == common_pb2.KIND_EVENT:
+                    rows.archived.append((kind, int(key), key, "", body))
+                elif durable:
+                    objects[slot] = (revision, body)
+                changes.append(Changed(kind, key, old, message, wire_of(kind, key, revision, body)))
+            elif old is not None:
+                if durable and kind != common_pb2.KIND_EVENT:
+                    objects[slot] = None
+                changes.append(Changed(kind, key, old, None, wire_of(kind, key, revision, None)))
+        edits.revisions = dict.fromkeys(edits.objects, revision)
         if job.durable:
             rows.archived += [
                 (kind, number, key, parent, body) for (kind, _), (number, key, parent, body) in edits.archived.items()
@@ -366,14 +362,15 @@ class Store:
 
     def _load(self) -> None:
         writer = self._writer
-        for kind, key, revision, body in writer.database.objects():
+        events = writer.database.archived(common_pb2.KIND_EVENT, 0, WATCHED_EVENTS, "")
+        for kind, key, revision, body in (*writer.database.objects(), *_revived(events)):
             info = BY_KIND.get(kind)
             if info is None:
                 continue
             message = info.message.FromString(body)
             writer.base[kind][key] = message
             writer.revisions[kind, key] = revision
-            self.state.load(kind, key, Entry(message, revision, to_object(message, revision).SerializeToString()))
+            self.state.load(kind, key, Entry(message, revision, wire_of(kind, key, revision, body)))
 
     async def __aexit__(self, *exc: object) -> None:
         """Finish what was asked, then close."""
@@ -442,6 +439,11 @@ class Store:
                 future.set_exception(outcome.error)
             else:
                 future.set_result(outcome.result)
+
+
+def _revived(events: list[bytes]) -> Iterator[tuple[int, str, int, bytes]]:
+    for body in reversed(events):
+        yield common_pb2.KIND_EVENT, common_pb2.Event.FromString(body).id, 0, body
 
 
 def _digest(request: Message) -> bytes:

@@ -18,7 +18,7 @@ from gswarm import __version__, net
 from gswarm.host.samples import SampleHub
 from gswarm.host.state import Batch, Changed
 from gswarm.host.watch import length_prefixed
-from gswarm.kinds import BY_KIND, to_object
+from gswarm.kinds import BY_KIND, wire_of
 from gswarm.profiler.journal import FORMAT, Record, Writer, frame
 from gswarm.v1 import cluster_pb2, profiler_pb2, queue_pb2
 
@@ -151,7 +151,7 @@ class Recorder:
         body = bytearray()
         for change in batch.changes:
             if isinstance(change.new, queue_pb2.Task):
-                wire = to_object(without_payload(change.new), batch.revision).SerializeToString()
+                wire = wire_of(change.kind, change.key, batch.revision, without_payload(change.new).SerializeToString())
             else:
                 wire = change.wire
             body += length_prefixed(1, wire)
@@ -186,7 +186,9 @@ class Recorder:
             for entry in state.entries(kind).values():
                 wire = entry.wire
                 if isinstance(entry.message, queue_pb2.Task):
-                    wire = to_object(without_payload(entry.message), entry.revision).SerializeToString()
+                    wire = wire_of(
+                        kind, entry.message.id, entry.revision, without_payload(entry.message).SerializeToString()
+                    )
                 body += length_prefixed(1, wire)
         mark = cluster_pb2.WatchResponse(revision=state.revision, list=True)
         mark.time.FromDatetime(state.time)

@@ -70,8 +70,8 @@ def _make(tx: Transaction, spec: queue_pb2.WorkflowSpec) -> Workflow:
         tasks=len(spec.actions),
         actor=tx.actor,
         first_task=first,
+        created_at=tx.stamp,
     )
-    workflow.created_at.CopyFrom(tx.stamp)
     tx.put(workflow)
     for action in spec.actions:
         task = Task(
@@ -87,10 +87,9 @@ def _make(tx: Transaction, spec: queue_pb2.WorkflowSpec) -> Workflow:
             depends_on=[ids[name] for name in action.depends_on],
             params_json=action.params_json,
             actor=tx.actor,
+            created_at=tx.stamp,
+            ready_at=None if action.depends_on else tx.stamp,
         )
-        task.created_at.CopyFrom(tx.stamp)
-        if not action.depends_on:
-            task.ready_at.CopyFrom(tx.stamp)
         tx.put(task)
     return workflow
 
