@@ -1,0 +1,277 @@
+"""The files of scheduling: config and requests in (JSON or YAML, plain or gzip), plans in and out; errors name the line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gswarm.scheduler.plan import Execution, Plan
+from gswarm.scheduler.problem import Gpu, Model, Node, Problem, ProblemError, Request, build, find_cycle
+
+T = TypeVar("T")
+Keys = tuple[str | int, ...]
+_MISSING: Any = object()
+
+
+class FormatError(ProblemError):
+    """A file that says what cannot be: names the file, the place in it and the line."""
+
+    def __init__(self, file: str, keys: Keys, message: str, line: int | None = None) -> None:
+        self.file, self.keys, self.line = file, keys, line
+        place = f"{file}:{line}" if line else file
+        path = _shown(keys)
+        super().__init__(f"{place}: {path}: {message}" if path else f"{place}: {message}")
+
+
+def _shown(keys: Keys) -> str:
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in keys).lstrip(".")
+
+
+class Document:
+    """A file's content, and where in it things stand."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        """Parse. Raises FormatError for what is neither JSON nor YAML."""
+        self.name = name
+        try:
+            self.text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        except (OSError, EOFError) as error:
+            raise FormatError(name, (), f"cannot be unpacked: {error}") from None
+        except UnicodeDecodeError as error:
+            raise FormatError(name, (), f"is no text: {error}") from None
+        self.content = self._parse()
+
+    def _parse(self) -> Any:
+        if self.text.lstrip()[:1] in ("{", "["):
+            try:
+                return json.loads(self.text)
+            except json.JSONDecodeError as error:
+                if self.name.removesuffix(".gz").endswith(".json"):
+                    raise FormatError(self.name, (), f"is no JSON: {error.msg}", error.lineno) from None
+        import yaml
+
+        try:
+            return yaml.load(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else None
+            raise FormatError(self.name, (), f"is no YAML: {error.problem}", line) from None
+        except (yaml.YAMLError, ValueError) as error:
+            raise FormatError(self.name, (), f"is no YAML: {error}") from None
+
+    def error(self, keys: Keys, message: str) -> FormatError:
+        """An error at a place, with its line."""
+        return FormatError(self.name, keys, message, self.line_of(keys))
+
+    def line_of(self, keys: Keys) -> int | None:
+        """The line where the value at `keys` stands, or the nearest thing around it; JSON is read as the YAML it is."""
+        import yaml
+
+        found: int | None = None
+        depth = 0
+        stack: list[list[Any]] = []  # per open collection: is it a mapping, its key or position, on the way
+        try:
+            for event in yaml.parse(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+                scalar = isinstance(event, yaml.ScalarEvent)
+                opens = isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
+                if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+                    if stack.pop()[2] and len(stack) < depth + 1:
+                        return found
+                    continue
+                if not (scalar or opens or isinstance(event, yaml.AliasEvent)):
+                    continue
+                on_way = not stack
+                if stack:
+                    top = stack[-1]
+                    if top[0] and top[1] is None:
+                        top[1] = event.value if scalar else ""
+                        continue
+                    if not top[0]:
+                        top[1] = 0 if top[1] is None else top[1] + 1
+                    on_way = top[2] and len(stack) <= len(keys) and str(keys[len(stack) - 1]) == str(top[1])
+                    if top[0]:
+                        top[1] = None
+                if on_way:
+                    found, depth = event.start_mark.line + 1, len(stack)
+                    if depth == len(keys):
+                        return found
+                if opens:
+                    stack.append([isinstance(event, yaml.MappingStartEvent), None, on_way])
+        except yaml.YAMLError:
+            pass
+        return found
+
+    def take(self, holder: Any, keys: Keys, kind: type[T], default: Any = _MISSING) -> Any:
+        """`holder`'s value under the last of `keys`, checked; numbers are finite and not negative."""
+        value = holder.get(keys[-1], _MISSING) if isinstance(holder, Mapping) else _MISSING
+        if value is _MISSING or value is None:
+            if default is not _MISSING:
+                return default
+            raise self.error(keys, "is missing")
+        if kind is float:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise self.error(keys, f"{value!r} is no number from 0 up")
+            return float(value)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if kind is str and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # YAML reads an id of digits as a number
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            words = {str: "text", int: "a whole number", dict: "a mapping", list: "a list"}
+            raise self.error(keys, f"{value!r:.60} is not {words[kind]}")
+        return value
+
+
+def read_file(path: Path) -> Document:
+    """A config, requests or plan file. Raises FormatError, OSError."""
+    return Document(str(path), path.read_bytes())
+
+
+def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], **optional: Any) -> Problem:
+    """The problem that two documents pose. Raises FormatError; what is ignored is in `Problem.warnings`."""
+    warnings: list[str] = []
+    models, numbers = _models(config)
+    flows = _workflows(config, numbers, warnings)
+    made = sorted(_requests(requests, flows), key=lambda pair: pair[0])
+    zero = made[0][0] if made else 0.0
+    try:
+        return build(
+            models,
+            gpus,
+            (Request(name, stamp - zero, nodes, seconds) for stamp, name, nodes, seconds in made),
+            warnings=tuple(warnings),
+            **optional,
+        )
+    except FormatError:
+        raise
+    except ProblemError as error:
+        raise FormatError(config.name, (), str(error)) from None
+
+
+def _models(config: Document) -> tuple[list[Model], dict[str, int]]:
+    table = config.take(config.content, ("models",), dict)
+    models = []
+    for key, body in table.items():
+        at: Keys = ("models", str(key))
+        if not isinstance(body, Mapping):
+            raise config.error(at, "is not a mapping")
+        width = config.take(body, (*at, "gpus_required"), int, 1)
+        if width < 1:
+            raise config.error((*at, "gpus_required"), f"{width} is below 1")
+        models.append(
+            Model(
+                str(key),
+                width,
+                config.take(body, (*at, "memory_gb"), float),
+                config.take(body, (*at, "load_time_seconds"), float),
+                config.take(body, (*at, "name"), str, ""),
+                config.take(body, (*at, "sleep_seconds"), float, None),
+                config.take(body, (*at, "wake_seconds"), float, None),
+            )
+        )
+    return models, {m.id: number for number, m in enumerate(models)}
+
+
+def _workflows(config: Document, models: Mapping[str, int], warnings: list[str]) -> dict[str, tuple[Node, ...]]:
+    flows = {}
+    for key, body in config.take(config.content, ("workflows",), dict).items():
+        at: Keys = ("workflows", str(key))
+        listed = config.take(body, (*at, "nodes"), list)
+        positions: dict[str, int] = {}
+        chosen: list[int] = []
+        for number, node in enumerate(listed):
+            here: Keys = (*at, "nodes", number)
+            name = config.take(node, (*here, "id"), str)
+            model = config.take(node, (*here, "model"), str)
+            if name in positions:
+                raise config.error((*here, "id"), f"node {name} is there twice")
+            if model not in models:
+                raise config.error((*here, "model"), f"there is no model {model!r}; known: {', '.join(models)}")
+            positions[name] = number
+            chosen.append(models[model])
+        needs: list[dict[int, None]] = [{} for _ in listed]
+        for number, edge in enumerate(config.take(body, (*at, "edges"), list, ())):
+            here = (*at, "edges", number)
+            ends = [config.take(edge, (*here, side), str) for side in ("from", "to")]
+            absent = [end for end in ends if end not in positions]
+            if absent:
+                warnings.append(f"{config.name}: {_shown(here)}: ignored, the workflow has no node {absent[0]!r}")
+                continue
+            needs[positions[ends[1]]][positions[ends[0]]] = None
+        waits = [tuple(n) for n in needs]
+        if cycle := find_cycle(waits):
+            names = list(positions)
+            raise config.error((*at, "edges"), f"is a cycle: {' -> '.join(names[n] for n in cycle)}")
+        flows[str(key)] = tuple(
+            Node(name, model, wait) for name, model, wait in zip(positions, chosen, waits, strict=True)
+        )
+    return flows
+
+
+def _requests(
+    requests: Document, flows: Mapping[str, tuple[Node, ...]]
+) -> Iterator[tuple[float, str, tuple[Node, ...], list[float]]]:
+    seen: set[str] = set()
+    for number, body in enumerate(requests.take(requests.content, ("requests",), list)):
+        at: Keys = ("requests", number)
+        name = requests.take(body, (*at, "request_id"), str)
+        if name in seen:
+            raise requests.error((*at, "request_id"), f"request {name} is there twice")
+        seen.add(name)
+        flow = requests.take(body, (*at, "workflow_id"), str)
+        if flow not in flows:
+            raise requests.error((*at, "workflow_id"), f"there is no workflow {flow!r}; known: {', '.join(flows)}")
+        times = requests.take(body, (*at, "node_execution_times"), dict)
+        seconds = []
+        for node in flows[flow]:
+            value = times.get(node.id)
+            if type(value) is not float or not 0.0 <= value < math.inf:
+                value = requests.take(times, (*at, "node_execution_times", node.id), float)
+            seconds.append(value)
+        yield _stamp(requests, body, (*at, "timestamp")), name, flows[flow], seconds
+
+
+def _stamp(requests: Document, body: Mapping[str, object], at: Keys) -> float:
+    value = body.get("timestamp")
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise requests.error(at, f"{value!r} is no ISO 8601 time") from None
+    if not isinstance(value, datetime):
+        raise requests.error(at, "is missing" if value is None else f"{value!r} is no ISO 8601 time")
+    return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+
+
+def plan_lines(problem: Problem, plan: Plan) -> Iterator[str]:
+    """A plan file, piece by piece."""
+    yield f'{{"gpus": {plan.gpus}, "executions": ['
+    comma = "\n"
+    for run in plan.executions(problem):
+        yield comma + json.dumps({**run._asdict(), "gpus": list(run.gpus)})
+        comma = ",\n"
+    yield "\n]}\n"
+
+
+def executions_of(document: Document) -> tuple[int, list[Execution]]:
+    """How many GPUs a plan file is for, and its runs as they stand there. Raises FormatError."""
+    gpus = document.take(document.content, ("gpus",), int)
+    runs = []
+    for number, body in enumerate(document.take(document.content, ("executions",), list)):
+        at: Keys = ("executions", number)
+        names = [document.take(body, (*at, key), str) for key in ("request_id", "node_id", "model")]
+        ids = document.take(body, (*at, "gpus"), list)
+        if not all(isinstance(g, int) and not isinstance(g, bool) for g in ids):
+            raise document.error((*at, "gpus"), f"{ids!r} is no list of GPU numbers")
+        times = []
+        for key in ("start", "end", "switch_seconds"):
+            value = body.get(key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise document.error((*at, key), "is missing" if value is None else f"{value!r} is no time")
+            times.append(float(value))
+        runs.append(Execution(*names, tuple(ids), *times))
+    return gpus, runs
