@@ -345,8 +345,8 @@ class QueueFace:
 
         return await act(self._swarm, task)
 
-    async def cancel(self, task: Sequence[str] = (), *, workflow: Sequence[str] = ()) -> int:
-        """Cancel tasks or whole workflows; prints how many that were."""
+    async def cancel(self, task: Sequence[str] = (), *, workflow: Sequence[str] = ()) -> builtins.list[Task]:
+        """Cancel tasks or whole workflows; shows what of them is cancelled, or still being stopped on its node."""
         from gswarm.queue.actions import cancel as act
 
         return await act(self._swarm, list(task), workflow=list(workflow))

@@ -268,13 +268,13 @@ class Swarm(Faces):
                     if mirror.revision:
                         now = mirror.rows(cls).get(key)
                         progress = until(asked, now)
+                        if progress.state is ConditionState.FAILED:
+                            raise GswarmError(f"{cls.__name__.lower()} {key} failed", why=progress.message)
                         if show is not None and progress != shown:
                             show(progress)
                         shown = progress
                         if progress.state is ConditionState.DONE:
                             return now if now is not None else asked
-                        if progress.state is ConditionState.FAILED:
-                            raise GswarmError(f"{cls.__name__.lower()} {key} failed", why=progress.message)
                     await updated.wait()
         except TimeoutError:
             told = f"last seen: {shown.message}" if shown else ""

@@ -299,6 +299,15 @@ def test_a_dry_run_is_answered_and_changes_nothing(here: Here) -> None:
     assert here.run("--token-file", "spare.token", "model", "list"), "a token that was not revoked is good"
 
 
+def test_a_cancel_prints_the_tasks_it_cancelled(here: Here) -> None:
+    made = here.json("queue", "submit", "flow.yaml", "--no-wait")
+    assert isinstance(made, list)
+    heading, line = here.run("queue", "cancel", "--workflow", made[0]["id"], "--yes").splitlines()
+    assert heading.split()[:2] == ["TASK", "ACTION"]
+    assert line.split()[0] == str(made[0]["first_task"]) and "cancelled" in line
+    assert "nothing to cancel" in said(here, "queue", "cancel", "--yes", code=2)
+
+
 def test_a_dry_run_refuses_what_would_be_refused(here: Here) -> None:
     assert "there is no" in said(here, "model", "annotate", "nope", "--set", "a=b", "--dry-run", code=4)
     here.run("token", "create", "twin", "viewer")

@@ -118,7 +118,8 @@ async def test_cancelling_stops_what_runs_on_its_node(running: Cluster, tmp_path
 
             task = await seen(mirror, long, lambda t: t is not None and t.phase is TaskPhase.RUNNING)
             assert task is not None
-            assert await running.swarm.queue.cancel(workflow=[workflow.id]) == 2
+            stopped = await running.swarm.queue.cancel(workflow=[workflow.id])
+            assert [t.action for t in stopped] == ["long", "later"] and all(t.cancel for t in stopped)
             await seen(mirror, long, lambda t: t is not None and t.phase is TaskPhase.CANCELLED)
             # The device is free for the next at once: the generation of 4000 tokens has ended.
             tasks = await done(running, await running.swarm.queue.submit(flow(tmp_path, ask("next"), name="second")))
@@ -126,6 +127,48 @@ async def test_cancelling_stops_what_runs_on_its_node(running: Cluster, tmp_path
         assert (await running.swarm.get(Workflow, workflow.id)).phase is WorkflowPhase.CANCELLED
         with pytest.raises(NotFoundError, match="999"):
             await running.swarm.queue.cancel(["999"])
+
+
+async def test_work_that_comes_before_its_service_is_adopted_waits_and_never_fails(
+    running: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host leases what it knows as ready to an agent that has just started, and has not adopted it yet."""
+    from gswarm.queue import worker
+
+    monkeypatch.setattr(worker, "SETTLE_S", 0.2)
+    async with running.agent("n1") as agent:
+        for placement in await running.swarm.model.download("a", source="simulated:1GiB"):
+            await running.swarm.wait(download_done, placement, timeout=30)
+        await done(running, await submitted(running, tmp_path, ask("first")))
+        (name,) = agent.models._ready
+        adopted_later = agent.models._ready.pop(name)
+        asked = await running.swarm.queue.submit(flow(tmp_path, ask("early"), name="second"))
+        async with running.swarm.mirror((Task,), samples=False) as mirror:
+
+            def early() -> Task | None:
+                return next((t for t in mirror.rows(Task).values() if t.action == "early"), None)
+
+            await seen(mirror, early, lambda t: t is not None and t.attempt > 1)
+        agent.models._ready[name] = adopted_later
+        assert (await done(running, asked))["early"].phase is TaskPhase.DONE
+
+
+async def test_a_cancel_tells_what_is_cancelled_by_it(running: Cluster, tmp_path: Path) -> None:
+    (workflow,) = await submitted(
+        running, tmp_path, ask("far", depends_on=["needs"]), ask("one"), ask("needs", depends_on=["one"]), ask("free")
+    )
+    tasks = {task.action: task for task in await running.swarm.list(Task)}
+    phases = [(name, TaskPhase.CANCELLED) for name in ("far", "one", "needs")]
+    tried = await running.swarm.using(dry_run=True).queue.cancel([tasks["one"].id])
+    assert [(t.action, t.phase) for t in tried] == [(t.action, tasks[t.action].phase) for t in tried]
+    assert {t.action for t in tried} == {"far", "one", "needs"}
+    for _ in range(2):  # and a retry answers the same
+        told = await running.swarm.using(request_id="once").queue.cancel([tasks["one"].id])
+        assert [(t.action, t.phase) for t in told] == phases, "and what is not run because of it"
+    assert (await running.swarm.get(Task, tasks["free"].id)).phase is TaskPhase.READY
+    assert "3 tasks cancelled" in [e.message for e in await running.swarm.list(Event)]
+    await running.swarm.queue.cancel(workflow=[workflow.id])
+    assert (await running.swarm.get(Workflow, workflow.id)).cancelled == 4
 
 
 async def test_failed_tasks_can_be_put_back_to_work(running: Cluster, tmp_path: Path) -> None:

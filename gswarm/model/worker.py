@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from gswarm.client.supervisor import Launch
-from gswarm.errors import GswarmError, InvalidError, RefusedError
+from gswarm.errors import GswarmError, InvalidError, NotFoundError, RefusedError
 from gswarm.model.backends import NAMES, backend
 from gswarm.model.backends.backend import Serving
 from gswarm.model.backends.environments import python_of
 from gswarm.model.sources.source import Cancelled, open_source, simulated_size, without_secrets
-from gswarm.model.store import ModelStore, facts, hash_file
+from gswarm.model.store import ModelStore, check_path, facts, hash_file
 from gswarm.profiler.simulated import STATE_DIRECTORY
 from gswarm.units import size as show_size
 from gswarm.v1 import agent_pb2, models_pb2
@@ -209,8 +209,11 @@ class ModelWorker:
             report.version.CopyFrom(version)
         except Cancelled:
             return
-        except (GswarmError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, GswarmError | OSError):
+                log.exception("download of %s@%s failed", placement.model, placement.version)
             report.phase, report.detail = models_pb2.PLACEMENT_PHASE_FAILED, str(error)
+            await asyncio.to_thread(self.store.give_up, placement.model, placement.version)
         finally:
             self._downloads.pop(placement.id, None)
         self._settled[placement.id] = placement.generation
@@ -220,11 +223,18 @@ class ModelWorker:
     def _fetch(self, placement: Placement, progress: object, cancelled: threading.Event) -> tuple[ModelVersion, int]:
         """Bring every file of a version into the store; (version, bytes that were here already). Blocks."""
         tell = progress if callable(progress) else lambda done, total: None
-        if (known := self.store.version(placement.model, placement.version)) is not None:
-            return known, 0
+        try:
+            return self.store.check(placement.model, placement.version, read=True), 0
+        except NotFoundError:
+            pass
+        except GswarmError as error:
+            log.warning("%s: %s; it is brought anew", error.what, error.why)
         roots = None if self.agent.loopback else tuple(Path(root) for root in self.agent.config.client.file_roots)
         source = open_source(placement.source, file_roots=roots)
         offered = source.files()
+        for file in offered:
+            check_path(file.path)
+        making = self.store.making(placement.model, placement.version)
         total = sum(file.size_bytes or 0 for file in offered)
         files: list[ModelFile] = []
         done = shared = 0
@@ -236,24 +246,20 @@ class ModelWorker:
             if local is not None:
                 digest = hash_file(local)
                 size = local.stat().st_size
-                if self.store.has(digest):
-                    shared += size
-                else:
-                    self.store.copy_in(local, digest, lambda moved, base=base: tell(base + moved, total))  # type: ignore[misc]
+                new = self.store.copy_in(local, digest, making, lambda moved, base=base: tell(base + moved, total))  # type: ignore[misc]
             else:
-                partial = self.store.partial(f"{placement.model}-{placement.version}-{number}")
-                self.store.need(file.size_bytes or 0)
-                source.fetch(file, partial, lambda moved, base=base: tell(base + moved, total), cancelled)  # type: ignore[misc]
-                digest, size = hash_file(partial), partial.stat().st_size
-                shared += size if self.store.has(digest) else 0
-                self.store.adopt(partial, digest)
+                partial = making / f"part-{number}"
+                self.store.need((file.size_bytes or 0) - (partial.stat().st_size if partial.exists() else 0))
+                with self.store.writing():
+                    source.fetch(file, partial, lambda moved, base=base: tell(base + moved, total), cancelled)  # type: ignore[misc]
+                    digest, size = hash_file(partial), partial.stat().st_size
+                    new = self.store.adopt(partial, digest, making)
+            shared += 0 if new else size
             files.append(ModelFile(path=file.path, size_bytes=size, digest=digest))
             done += size
             tell(done, max(total, done))
         self.store.put_version(placement.model, placement.version, files)
-        version = self.store.version(placement.model, placement.version)
-        assert version is not None
-        return version, shared
+        return self.store.check(placement.model, placement.version), shared
 
     # Services
 
@@ -352,8 +358,8 @@ class ModelWorker:
         version = next((v for v in model.versions if v.version == spec.version), None) if model else None
         size = version.size_bytes if version else 0
         directory = self.store.directory(spec.model, spec.version)
-        if not spec.simulated and await asyncio.to_thread(self.store.version, spec.model, spec.version) is None:
-            raise GswarmError(f"{spec.model}@{spec.version} is not whole on this node", next="download it again")
+        if not spec.simulated:
+            await asyncio.to_thread(self.store.check, spec.model, spec.version)
         port = port or spec.port or _free_port()
         kind = devices[spec.device_ids[0]].kind
         return Serving(

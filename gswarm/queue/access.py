@@ -12,7 +12,7 @@ from gswarm.codec import from_proto
 from gswarm.errors import InvalidError
 from gswarm.model.types import Model, Placement, Service
 from gswarm.queue import explain as explaining
-from gswarm.queue.types import Explanation, Lane, Plan, PlanView, Task, Workflow
+from gswarm.queue.types import Explanation, Lane, Plan, PlanView, Task, TaskPhase, Workflow
 from gswarm.queue.workflow import load, parse
 from gswarm.v1 import queue_pb2
 
@@ -31,6 +31,29 @@ async def submit(swarm: Swarm, files: list[Path]) -> list[Workflow]:
         specs += parse(sys.stdin.read(), "standard input") if str(path) == "-" else load(path)
     response = await swarm.call(queue_pb2.SubmitRequest(workflows=specs))
     return [from_proto(workflow, Workflow) for workflow in response.workflows]
+
+
+async def cancel(swarm: Swarm, tasks: list[str], workflows: list[str]) -> list[Task]:
+    """Cancel, then read what of it is cancelled or being stopped, with what is not run because of it.
+
+    A dry run answers with what would be cancelled, as it stands. A retry answers the same again.
+    """
+    if not tasks and not workflows:
+        raise InvalidError("nothing to cancel was named", next="name task ids, or --workflow", field="task")
+    await swarm.call(queue_pb2.CancelRequest(task_ids=tasks, workflow_ids=workflows))
+    named = [t for name in tasks for t in await swarm.list(Task, filters=(f"id={name}",), limit=0)]
+    homes = {t.workflow_id for t in named} | set(workflows)
+    known = [t for home in homes for t in await swarm.list(Task, filters=(f"workflow_id={home}",), limit=0)]
+    covered = {t.id for t in known if t.id in tasks or t.workflow_id in workflows}
+    while more := {t.id for t in known if covered.intersection(t.depends_on)} - covered:
+        covered |= more
+    return sorted((t for t in known if t.id in covered and _goes(t, swarm)), key=lambda t: int(t.id))
+
+
+def _goes(task: Task, swarm: Swarm) -> bool:
+    if swarm.dry_run:
+        return task.phase not in (TaskPhase.DONE, TaskPhase.FAILED, TaskPhase.CANCELLED)
+    return task.cancel or task.phase is TaskPhase.CANCELLED
 
 
 async def plan(swarm: Any) -> PlanView:

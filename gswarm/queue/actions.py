@@ -116,20 +116,16 @@ async def cancel(
     workflow: Annotated[
         list[str], Ref("workflow"), Doc("every unfinished task of this workflow; repeat")
     ] = [],  # noqa: B006
-) -> int:
-    """Cancel tasks or whole workflows; prints how many that were.
+) -> list[Task]:
+    """Cancel tasks or whole workflows; shows what of them is cancelled, or still being stopped on its node.
 
     Examples:
         gswarm queue cancel 4711 4712 --yes
         gswarm queue cancel --workflow w12 --yes
     """
-    from gswarm.errors import InvalidError
-    from gswarm.v1 import queue_pb2
+    from gswarm.queue.access import cancel as send
 
-    if not task and not workflow:
-        raise InvalidError("nothing to cancel was named", next="name task ids, or --workflow", field="task")
-    response = await swarm.call(queue_pb2.CancelRequest(task_ids=task, workflow_ids=workflow))
-    return int(response.cancelled)
+    return await send(swarm, task, workflow)
 
 
 @action("queue", "retry", key="R", effect="puts the tasks, and what was not run because of them, back to work")

@@ -81,8 +81,7 @@ class Dispatcher:
         self.history.load(await self.store.apply(read, actor="host", durable=False))
         await self.store.apply(self._renew_all, actor="host", method="leases")
         unsubscribe = self.store.subscribe(self._on_batch)
-        for task in self.store.state.list(Task):
-            self._learn(task)
+        self._learn_all()
         self._archivable = [w.id for w in self.store.state.list(Workflow) if w.phase != queue_pb2.WORKFLOW_PHASE_ACTIVE]
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -155,6 +154,11 @@ class Dispatcher:
             starting = task.phase == READY and not is_done and task.id in self._starting
             if not starting:
                 self._events.append(seam.Completed(task.id) if is_done else seam.Withdrawn(task.id))
+
+    def _learn_all(self) -> None:
+        """What is in the state already, in the order in which it became ready: the strategy's lines go by age."""
+        for task in sorted(self.store.state.list(Task), key=lambda t: (t.ready_at.seconds, t.ready_at.nanos)):
+            self._learn(task)
 
     def _learn(self, task: Task) -> None:
         if task.phase in FINAL:
@@ -277,7 +281,7 @@ class Dispatcher:
                 max(1, s.max_in_flight),
                 ready=s.phase == models_pb2.SERVICE_PHASE_READY,
                 ours=s.owner == common_pb2.OWNER_PLANNER,
-                reachable=self.nodes.connected(s.node),
+                reachable=self.nodes.connected(s.node) and all(key in found for key in s.device_ids),
             )
         return devices, models, servers
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from gswarm.cluster.types import Device, DeviceKind, DevicePhase, Node, NodePhase, Owner
+from gswarm.model.backends import backend
 from gswarm.model.types import Model, Placement, PlacementPhase, Service, ServicePhase
 from gswarm.queue.types import Explanation, Lane, Plan, Priority, Takes, Task, TaskPhase, TaskType, Verdict
+from gswarm.units import duration
 from gswarm.units import size as show_size
 
 USABLE = 0.9
@@ -54,8 +56,11 @@ def _reason(task: Task, snapshot: Snapshot, verdicts: tuple[Verdict, ...]) -> st
     match task.phase:
         case TaskPhase.DONE:
             return f"done, on {task.service or task.node or 'the host'}"
-        case TaskPhase.FAILED | TaskPhase.CANCELLED | TaskPhase.BACKOFF:
+        case TaskPhase.FAILED | TaskPhase.CANCELLED:
             return task.detail
+        case TaskPhase.BACKOFF:
+            left = (task.retry_at - snapshot.now).total_seconds() if task.retry_at else 0.0
+            return f"{task.detail}; tried again in {duration(left)}" if left > 0 else f"{task.detail}; due again"
         case TaskPhase.RUNNING:
             return f"running on {task.service or 'the host'}, attempt {task.attempt}"
         case TaskPhase.WAITING:
@@ -72,9 +77,15 @@ def _reason(task: Task, snapshot: Snapshot, verdicts: tuple[Verdict, ...]) -> st
     stored = [p for p in snapshot.placements.values() if p.model == task.model and p.phase is PlacementPhase.STORED]
     if not stored:
         return f"{task.model} is stored on no node"
-    serving = [s for s in snapshot.services.values() if s.model == task.model and s.phase not in GONE and not s.stop]
+    serving = [
+        s
+        for s in snapshot.services.values()
+        if s.model == task.model and s.phase not in GONE and not s.stop and _is_reached(s, snapshot)
+    ]
     if any(s.phase is ServicePhase.READY for s in serving):
-        ahead = sum(1 for t in snapshot.tasks.values() if t.model == task.model and _is_before(t, task))
+        ahead = sum(1 for t in snapshot.tasks.values() if t.model == task.model and _is_before(t, task, snapshot))
+        if not ahead:
+            return f"{task.model} is served; this task is its next"
         return f"{task.model} is served and busy; {ahead} of its tasks are before this one"
     if serving:
         return f"{task.model} is {serving[0].phase.value} on {serving[0].node}"
@@ -82,17 +93,34 @@ def _reason(task: Task, snapshot: Snapshot, verdicts: tuple[Verdict, ...]) -> st
         return "no device is known"
     if all(v.takes is Takes.NO for v in verdicts):
         return f"no device can take {task.model}: on {verdicts[0].device}, {verdicts[0].why}"
+    if free := next((v for v in verdicts if v.takes is Takes.COULD and v.change), None):
+        return f"{task.model} has to be loaded first: {free.device} is {free.why}"
     return f"every device that could take {task.model} is busy: {verdicts[0].device} {verdicts[0].why}"
 
 
-def _is_before(other: Task, task: Task) -> bool:
+def _is_reached(service: Service, snapshot: Snapshot) -> bool:
+    node = snapshot.nodes.get(service.node)
+    devices = [snapshot.devices.get(key) for key in service.device_ids]
+    return (
+        node is not None
+        and node.phase is NodePhase.READY
+        and all(d is not None and d.phase is not DevicePhase.LOST for d in devices)
+    )
+
+
+def _is_before(other: Task, task: Task, snapshot: Snapshot) -> bool:
     if other.phase is TaskPhase.RUNNING:
         return True
-    if other.phase is not TaskPhase.READY or other.id == task.id:
-        return False
-    ranks = list(Priority)
-    mine, its = ranks.index(task.priority), ranks.index(other.priority)
-    return its > mine or (its == mine and (other.ready_at, int(other.id)) < (task.ready_at, int(task.id)))
+    return other.phase is TaskPhase.READY and other.id != task.id and _claim(other, snapshot) < _claim(task, snapshot)
+
+
+def _claim(task: Task, snapshot: Snapshot) -> tuple[bool, int, datetime, int]:
+    """Who starts first among ready tasks of one model: who has waited for the bound, then rank, then age."""
+    since = task.ready_at or snapshot.now
+    bound = snapshot.plan.wait_bound_s if snapshot.plan else 0.0
+    if bound and (snapshot.now - since).total_seconds() >= bound:
+        return False, 0, since, int(task.id)
+    return True, -list(Priority).index(task.priority), since, int(task.id)
 
 
 def _needs(task: Task, snapshot: Snapshot) -> str:
@@ -106,17 +134,35 @@ def _needs(task: Task, snapshot: Snapshot) -> str:
 
 def needed_bytes(model: Model) -> int:
     """Device memory the model's default backend takes, by the backend's own estimate."""
-    return model.size_bytes + model.size_bytes // (4 if model.simulated else 10)
+    return backend(_backend_of(model)).needed_bytes(model.size_bytes)
+
+
+def _backend_of(model: Model) -> str:
+    return "simulated" if model.simulated else "transformers"
 
 
 def _verdicts(task: Task, snapshot: Snapshot) -> tuple[Verdict, ...]:
-    found = [_verdict(task, device, snapshot) for device in snapshot.devices.values()]
-    order = {Takes.YES: 0, Takes.COULD: 1, Takes.NO: 2}
-    return tuple(
-        sorted(
-            found, key=lambda v: (order[v.takes], v.expected_start is None, v.expected_start or snapshot.now, v.device)
-        )
-    )
+    """Soonest first; those that take it never last, and of these the nearest to it first: its reason is the one to tell."""
+    model = snapshot.models.get(task.model)
+    stored = {
+        p.node for p in snapshot.placements.values() if p.model == task.model and p.phase is PlacementPhase.STORED
+    }
+    order = list(Takes)
+
+    def rank(device: Device, verdict: Verdict) -> tuple[bool | int | str | datetime, ...]:
+        start = verdict.expected_start
+        is_foreign = model is not None and not _suits(model, device)
+        return (
+            order.index(verdict.takes), start is None, start or snapshot.now,
+            is_foreign, device.node not in stored, device.alias,
+        )  # fmt: skip
+
+    found = [(device, _verdict(task, device, snapshot)) for device in snapshot.devices.values()]
+    return tuple(verdict for _, verdict in sorted(found, key=lambda pair: rank(*pair)))
+
+
+def _suits(model: Model, device: Device) -> bool:
+    return model.simulated == (device.kind is DeviceKind.SIMULATED)
 
 
 def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
@@ -131,7 +177,7 @@ def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
     model = snapshot.models.get(task.model)
     if model is None:
         return answer(Takes.NO, f"there is no model {task.model}")
-    if model.simulated != (device.kind is DeviceKind.SIMULATED):
+    if not _suits(model, device):
         return answer(Takes.NO, "simulated" if not model.simulated else "a real device; the model is simulated")
     here = [s for s in snapshot.services.values() if device.id in s.device_ids and s.phase not in GONE and not s.stop]
     mine = next((s for s in here if s.model == task.model), None)
@@ -149,14 +195,15 @@ def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
             f"{task.model} is not stored on {device.node}",
             f"gswarm model download {task.model} --node {device.node} --source ...",
         )
-    wanted = "simulated" if model.simulated else "transformers"
+    wanted = _backend_of(model)
     if wanted not in node.backends:
         return answer(
             Takes.NO,
             f"backend {wanted} is not installed on {device.node}",
             f"gswarm client backend install {wanted}",
         )
-    if any(
+    start = _lane_start(task, device, snapshot)
+    if start is None and any(  # the planner tries again after a while
         device.id in s.device_ids and s.model == task.model and s.phase is ServicePhase.FAILED
         for s in snapshot.services.values()
     ):
@@ -165,12 +212,14 @@ def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
     if needed > device.memory_bytes:
         return answer(Takes.NO, f"has {show_size(device.memory_bytes)}, {show_size(needed)} are needed")
     names = ", ".join(s.name for s in here)
-    start = _lane_start(task, device, snapshot)
     if device.kind is DeviceKind.CPU:  # several services share it while memory lasts
         usable = int(device.memory_bytes * USABLE)
-        free = usable - sum(_held_bytes(s, snapshot) for s in here)
+        held = {s.name: _held_bytes(s, snapshot) for s in here}
+        free = usable - sum(held.values())
         if needed > usable:
             return answer(Takes.NO, f"{show_size(usable)} can be used, {show_size(needed)} are needed")
+        if ours := [s.name for s in here if s.owner is Owner.PLANNER and free < needed <= free + held[s.name]]:
+            return answer(Takes.COULD, _until_due(ours[0]), start=start)
         if needed > free:
             why = f"free {show_size(max(0, free))}, {show_size(needed - free)} too little; held by {names}"
             return answer(Takes.NO, why, f"gswarm model stop {here[0].name}")
@@ -181,7 +230,7 @@ def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
             Takes.NO, f"held by {', '.join(people)}, which the planner does not stop", f"gswarm model stop {people[0]}"
         )
     if here:
-        return answer(Takes.COULD, f"holds {names} until its tasks are through or this one is due", start=start)
+        return answer(Takes.COULD, _until_due(names), start=start)
     return answer(Takes.COULD, f"free {show_size(device.memory_bytes)}, needs a load", _serve(task, device), start)
 
 
@@ -189,9 +238,15 @@ def _serve(task: Task, device: Device) -> str:
     return f"gswarm model serve {task.model} --device {device.alias}"
 
 
+def _until_due(holder: str) -> str:
+    return f"holds {holder} until its tasks are through or this one is due"
+
+
 def _held_bytes(service: Service, snapshot: Snapshot) -> int:
+    """What the planner counts for it on each of its devices: its backend's estimate, whatever is measured."""
     model = snapshot.models.get(service.model)
-    return service.memory_bytes or (needed_bytes(model) if model is not None else 0)
+    sizes = {v.version: v.size_bytes for v in model.versions} if model is not None else {}
+    return backend(service.backend).needed_bytes(sizes.get(service.version, 0)) // max(1, len(service.device_ids))
 
 
 def _lane_start(task: Task, device: Device, snapshot: Snapshot) -> datetime | None:

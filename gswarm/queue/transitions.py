@@ -150,8 +150,8 @@ def attempt_failed(tx: Transaction, task: Task, why: str, *, permanent: bool = F
         tx.event("task.retry", f"task {task.id}: {task.detail}", subject=task, severity=common_pb2.SEVERITY_WARNING)
 
 
-def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, detail: str) -> None:
-    """A task has its end; its dependents become ready, or fail with the reason."""
+def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, detail: str) -> int:
+    """A task has its end; its dependents become ready, or end with the reason. How many tasks have ended by it."""
     task.phase, task.detail = phase, detail
     task.finished_at.CopyFrom(tx.stamp)
     task.ClearField("lease_until")
@@ -165,10 +165,11 @@ def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, de
         )
     workflow = tx.edit(Workflow, task.workflow_id)
     if workflow is None:
-        return
-    ended = [task]
+        return 1
+    ended, count = [task], 0
     while ended:
         last = ended.pop()
+        count += 1
         _count(workflow, last.phase)
         for other in siblings(tx, workflow):
             if last.id not in other.depends_on or other.phase != WAITING:
@@ -189,6 +190,7 @@ def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, de
     if workflow.done + workflow.failed + workflow.cancelled >= workflow.tasks:
         _end(tx, workflow)
     tx.put(workflow)
+    return count
 
 
 def _phase(tx: Transaction, task_id: str) -> queue_pb2.TaskPhase.ValueType:
@@ -244,19 +246,19 @@ def reported(tx: Transaction, node: str, report: agent_pb2.Report) -> None:
 
 
 def cancel(tx: Transaction, task_ids: Iterable[str]) -> tuple[int, list[Task]]:
-    """Cancel tasks: (how many that changed, the running ones to revoke). Ids that are finished change nothing."""
+    """Cancel tasks: (how many that changed, dependents too; the running ones to revoke). Finished ones stay as they are."""
     changed, running = 0, []
     for task_id in task_ids:
         task = edit(tx, task_id)
         if task.phase in FINAL:
             continue
-        changed += 1
         task.cancel = True
         if task.phase == RUNNING and task.service:
             tx.put(task)
             running.append(task)
+            changed += 1
         else:
-            finish(tx, task, CANCELLED, "cancelled before it ran")
+            changed += finish(tx, task, CANCELLED, "cancelled before it ran")
     return changed, running
 
 

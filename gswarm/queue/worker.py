@@ -21,6 +21,8 @@ FAILED, CANCELLED = queue_pb2.TASK_PHASE_FAILED, queue_pb2.TASK_PHASE_CANCELLED
 OUTPUT_LIMIT = 64 << 10
 """Bytes of an output that travel with the task; a longer one becomes a chunk of the data pool."""
 OUTPUT_LEASE_S = 7 * 86400.0
+SETTLE_S, LOOK_S = 10.0, 0.1
+"""How long a lease waits for its service: an agent that has just started hears of work before it has adopted all."""
 PASSED_ON = ("max_tokens", "temperature", "top_p", "seed", "stop")
 
 
@@ -89,6 +91,8 @@ class QueueWorker:
         except asyncio.CancelledError:
             self._tell(attempt, CANCELLED, detail="ended on the node")
             raise
+        except _NotServed as error:  # no failure of the task: it is ready again
+            self._tell(attempt, CANCELLED, detail=str(error))
         except _Refused as error:
             self._tell(attempt, FAILED, detail=str(error), permanent=True)
         except (GswarmError, aiohttp.ClientError, OSError, ValueError) as error:
@@ -138,23 +142,31 @@ class QueueWorker:
             task=agent_pb2.TaskReport(attempt=attempt, phase=phase, detail=detail, permanent=permanent)
         )
 
+    async def _service(self, service: str) -> tuple[str, int]:
+        """The name that a service's backend wants as model, and its port. Raises _NotServed."""
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            ready, process = self.agent.models.ready(service), self.agent.supervisor.get(service)
+            if ready is not None and process is not None:
+                return ready[1], process.port
+            if time.monotonic() > deadline:
+                raise _NotServed(f"service {service} is not ready on this node")
+            await asyncio.sleep(LOOK_S)
+
     async def _infer(self, lease: agent_pb2.Lease) -> tuple[dict[str, Any], int | None, int | None]:
         """Ask the backend; streamed, so that hanging up stops it. (output, tokens in, tokens out)."""
-        ready = self.agent.models.ready(lease.service)
-        process = self.agent.supervisor.get(lease.service)
-        if ready is None or process is None:
-            raise GswarmError(f"service {lease.service} is not ready on this node")
+        name, port = await self._service(lease.service)
         params = json.loads(lease.params_json)
         messages = params.get("messages") or [{"role": "user", "content": str(params.get("prompt", ""))}]
         if "system" in params:
             messages = [{"role": "system", "content": str(params["system"])}, *messages]
-        body = {"model": ready[1], "messages": messages, "stream": True}
+        body = {"model": name, "messages": messages, "stream": True}
         body |= {name: params[name] for name in PASSED_ON if name in params}
         text: list[str] = []
         usage: dict[str, Any] = {}
         finish = ""
         assert self._client is not None
-        async with self._client.post(f"http://127.0.0.1:{process.port}/v1/chat/completions", json=body) as answer:
+        async with self._client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body) as answer:
             if answer.status >= 400:
                 detail = (await answer.text())[:300]
                 error = f"the backend answered {answer.status}: {detail}"
@@ -172,6 +184,10 @@ class QueueWorker:
             raise GswarmError("the backend broke off in the middle of its answer")
         output = {"text": "".join(text), "finish_reason": finish}
         return output, usage.get("prompt_tokens"), usage.get("completion_tokens")
+
+
+class _NotServed(Exception):
+    """The service is not here, or not ready, whatever the host thought when it leased the task."""
 
 
 class _Refused(Exception):

@@ -13,19 +13,24 @@ LIMIT = 10_000
 
 
 class FileSource:
-    """A path on this machine. Links that lead out of the directory are not followed."""
+    """A path on this machine. Links are followed, as in a hub's cache; with `roots` only within them."""
 
     def __init__(self, path: Path, roots: tuple[Path, ...] | None) -> None:
         """Raises ForbiddenError outside `roots`, NotFoundError when nothing is there."""
         self.path = path.resolve()
-        if roots is not None and not any(self.path.is_relative_to(root.resolve()) for root in roots):
+        self._roots = None if roots is None else [root.resolve() for root in roots]
+        self._check(path)
+        if not self.path.exists():
+            raise NotFoundError(f"{path} does not exist on this node", field="source")
+
+    def _check(self, path: Path) -> None:
+        target = path.resolve()
+        if self._roots is not None and not any(target.is_relative_to(root) for root in self._roots):
             raise ForbiddenError(
                 f"{path} may not be read for a model",
                 why="host or agent is beyond loopback",
                 next="name its directory in client.file_roots on that node",
             )
-        if not self.path.exists():
-            raise NotFoundError(f"{path} does not exist on this node", field="source")
 
     def files(self) -> list[SourceFile]:
         """Every regular file below the path, sorted; hidden ones left out."""
@@ -36,7 +41,7 @@ class FileSource:
             inside = path.relative_to(self.path)
             if any(part.startswith(".") for part in inside.parts) or not path.is_file():
                 continue
-            # A hub cache links its snapshot files to blobs beside them; those are the model.
+            self._check(path)
             found.append(SourceFile(inside.as_posix(), path.stat().st_size))
             if len(found) > LIMIT:
                 raise InvalidError(f"{self.path} has more than {LIMIT} files", next="name the model's own directory")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from gswarm.errors import InvalidError
 from gswarm.units import parse_size
@@ -53,16 +53,22 @@ def check(text: str) -> str:
         )
     if scheme == "simulated":
         simulated_size(text)
-    elif scheme == "file":
+        return scheme
+    try:
         parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise InvalidError(
-                f"{text!r} is no file source",
-                next="write file:// and an absolute path: file:///models/x",
-                field="source",
-            )
-    elif not urlsplit(text).hostname:
-        raise InvalidError(f"{without_secrets(text)!r} names no host", field="source")
+        if scheme == "file":
+            if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or "\0" in unquote(text):
+                raise InvalidError(
+                    f"{text!r} is no file source",
+                    next="write file:// and an absolute path: file:///models/x",
+                    field="source",
+                )
+            if parts.query or parts.fragment:
+                raise InvalidError(f"{text!r} is no path", next="write %23 for # and %3F for ?", field="source")
+        elif not parts.hostname or parts.port == 0:
+            raise InvalidError(f"{without_secrets(text)!r} names no host or port", field="source")
+    except ValueError as error:  # of urlsplit, and of a port that is no number
+        raise InvalidError("the source is no URL", why=str(error), field="source") from None
     return scheme
 
 
@@ -82,8 +88,7 @@ def without_secrets(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         return text
     parts = urlsplit(text)
-    host = parts.hostname or ""
-    return urlunsplit((parts.scheme, f"{host}:{parts.port}" if parts.port else host, parts.path, "", ""))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def open_source(text: str, *, file_roots: tuple[Path, ...] | None) -> Source:
@@ -93,5 +98,5 @@ def open_source(text: str, *, file_roots: tuple[Path, ...] | None) -> Source:
 
     scheme = check(text)
     if scheme == "file":
-        return FileSource(Path(urlsplit(text).path), file_roots)
+        return FileSource(Path(unquote(urlsplit(text).path)), file_roots)
     return HttpSource(text)
