@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,16 @@ class FormatError(ProblemError):
 
 def _shown(keys: Keys) -> str:
     return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in keys).lstrip(".")
+
+
+def _number(value: object) -> float | None:
+    """A finite number; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 class Document:
@@ -76,19 +86,19 @@ class Document:
         stack: list[list[Any]] = []  # per open collection: is it a mapping, its key or position, on the way
         try:
             for event in yaml.parse(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-                scalar = isinstance(event, yaml.ScalarEvent)
+                scalar = event.value if isinstance(event, yaml.ScalarEvent) else None
                 opens = isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
                 if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
                     if stack.pop()[2] and len(stack) < depth + 1:
                         return found
                     continue
-                if not (scalar or opens or isinstance(event, yaml.AliasEvent)):
+                if not (scalar is not None or opens or isinstance(event, yaml.AliasEvent)):
                     continue
                 on_way = not stack
                 if stack:
                     top = stack[-1]
                     if top[0] and top[1] is None:
-                        top[1] = event.value if scalar else ""
+                        top[1] = scalar or ""
                         continue
                     if not top[0]:
                         top[1] = 0 if top[1] is None else top[1] + 1
@@ -96,7 +106,7 @@ class Document:
                     if top[0]:
                         top[1] = None
                 if on_way:
-                    found, depth = event.start_mark.line + 1, len(stack)
+                    found, depth = event.start_mark.line + 1 if event.start_mark else None, len(stack)
                     if depth == len(keys):
                         return found
                 if opens:
@@ -113,9 +123,9 @@ class Document:
                 return default
             raise self.error(keys, "is missing")
         if kind is float:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise self.error(keys, f"{value!r} is no number from 0 up")
-            return float(value)
+            if (number := _number(value)) is None or number < 0:
+                raise self.error(keys, f"{value!r:.60} is no number from 0 up")
+            return number
         if kind is int and isinstance(value, float) and value.is_integer():
             value = int(value)
         if kind is str and isinstance(value, int) and not isinstance(value, bool):
@@ -137,12 +147,13 @@ def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], 
     models, numbers = _models(config)
     flows = _workflows(config, numbers, warnings)
     made = sorted(_requests(requests, flows), key=lambda pair: pair[0])
-    zero = made[0][0] if made else 0.0
+    _refuse_too_wide(config, models, {nodes for _, _, nodes, _ in made}, gpus if isinstance(gpus, int) else len(gpus))
     try:
         return build(
             models,
             gpus,
-            (Request(name, stamp - zero, nodes, seconds) for stamp, name, nodes, seconds in made),
+            # Differences of times are exact to the microsecond, those of seconds since 1970 are not.
+            (Request(name, (stamp - made[0][0]).total_seconds(), nodes, secs) for stamp, name, nodes, secs in made),
             warnings=tuple(warnings),
             **optional,
         )
@@ -150,6 +161,13 @@ def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], 
         raise
     except ProblemError as error:
         raise FormatError(config.name, (), str(error)) from None
+
+
+def _refuse_too_wide(config: Document, models: Sequence[Model], flows: set[tuple[Node, ...]], gpus: int) -> None:
+    for node in (node for flow in flows for node in flow):
+        if (model := models[node.model]).width > gpus:
+            at = ("models", model.id, "gpus_required")
+            raise config.error(at, f"{model.width} GPUs for a model that requests need, and there are {gpus}")
 
 
 def _models(config: Document) -> tuple[list[Model], dict[str, int]]:
@@ -214,7 +232,7 @@ def _workflows(config: Document, models: Mapping[str, int], warnings: list[str])
 
 def _requests(
     requests: Document, flows: Mapping[str, tuple[Node, ...]]
-) -> Iterator[tuple[float, str, tuple[Node, ...], list[float]]]:
+) -> Iterator[tuple[datetime, str, tuple[Node, ...], list[float]]]:
     seen: set[str] = set()
     for number, body in enumerate(requests.take(requests.content, ("requests",), list)):
         at: Keys = ("requests", number)
@@ -228,23 +246,24 @@ def _requests(
         times = requests.take(body, (*at, "node_execution_times"), dict)
         seconds = []
         for node in flows[flow]:
-            value = times.get(node.id)
+            if (value := times.get(node.id)) is None:
+                times = {str(key): value for key, value in times.items()}  # YAML reads an id of digits as a number
             if type(value) is not float or not 0.0 <= value < math.inf:
                 value = requests.take(times, (*at, "node_execution_times", node.id), float)
             seconds.append(value)
         yield _stamp(requests, body, (*at, "timestamp")), name, flows[flow], seconds
 
 
-def _stamp(requests: Document, body: Mapping[str, object], at: Keys) -> float:
+def _stamp(requests: Document, body: Mapping[str, object], at: Keys) -> datetime:
     value = body.get("timestamp")
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise requests.error(at, f"{value!r} is no ISO 8601 time") from None
-    if not isinstance(value, datetime):
-        raise requests.error(at, "is missing" if value is None else f"{value!r} is no ISO 8601 time")
-    return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if value is None:
+        raise requests.error(at, "is missing")
+    try:
+        # YAML reads a time that is not quoted as what it is.
+        stamp = datetime.fromisoformat(value.isoformat() if isinstance(value, date) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise requests.error(at, f"{value!r} is no ISO 8601 time") from None
+    return stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
 
 
 def plan_lines(problem: Problem, plan: Plan) -> Iterator[str]:
@@ -270,8 +289,8 @@ def executions_of(document: Document) -> tuple[int, list[Execution]]:
         times = []
         for key in ("start", "end", "switch_seconds"):
             value = body.get(key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise document.error((*at, key), "is missing" if value is None else f"{value!r} is no time")
-            times.append(float(value))
-        runs.append(Execution(*names, tuple(ids), *times))
+            if (time := _number(value)) is None:
+                raise document.error((*at, key), "is missing" if value is None else f"{value!r:.60} is no time")
+            times.append(time)
+        runs.append(Execution(names[0], names[1], names[2], tuple(ids), times[0], times[1], times[2]))
     return gpus, runs

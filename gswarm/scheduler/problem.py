@@ -8,6 +8,7 @@ queue: the default is the simple model, identical GPUs that start empty and hold
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,13 +195,11 @@ class Request:
     deadline: float = float("inf")
 
 
-def build(
-    models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable[Request], **optional: Any
-) -> Problem:
+def build(models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable[Request], **optional: Any) -> Problem:
     """A problem from requests in order of arrival. `optional` are the remaining fields of `Problem`.
 
     Raises ProblemError for a width that no set of GPUs has, for a number that is negative or not finite, for a doubled
-    request and for a cycle, which it shows.
+    request or node, for times that are not one a node, and for a cycle, which it shows.
     """
     machines = tuple(Gpu() for _ in range(gpus)) if isinstance(gpus, int) else tuple(gpus)
     if not machines:
@@ -208,8 +207,19 @@ def build(
     for m in models:
         if not all(np.isfinite(v) and v >= 0 for v in (m.memory_gb, m.load_s, m.sleep_s or 0, m.wake_s or 0)):
             raise ProblemError(f"model {m.id}: memory and times are finite and not negative")
+        if m.width < 1:
+            raise ProblemError(f"model {m.id}: {m.width} GPUs; at least 1")
+    if not all(g.speed > 0 and g.free_at >= 0 for g in machines):
+        raise ProblemError("a GPU's speed is above 0, and it is not free before t = 0")
     names: list[str] = []
-    arrivals, first, node_ids, model, seconds, release, priority, deadline = [], [0], [], [], [], [], [], []
+    node_ids: list[str] = []
+    arrivals: list[float] = []
+    seconds: list[float] = []
+    release: list[float] = []
+    deadline: list[float] = []
+    first = [0]
+    model: list[int] = []
+    priority: list[int] = []
     pred_counts: list[int] = []
     preds: list[int] = []
     checked: dict[int, tuple[Sequence[Node], list[int], list[int], list[int], list[str]]] = {}
@@ -218,12 +228,16 @@ def build(
         known = checked.get(id(request.nodes))
         if known is None:
             _refuse_cycle(request)
+            if len({n.id for n in request.nodes}) < len(request.nodes):
+                raise ProblemError(f"request {request.id} has two nodes of one name")
             counts = [len(n.needs) for n in request.nodes]
             flat = [need for n in request.nodes for need in n.needs]
             # The sequence is kept too, so that its id stays its own.
             known = (request.nodes, counts, flat, [n.model for n in request.nodes], [n.id for n in request.nodes])
             checked[id(request.nodes)] = known
         _, counts, flat, node_models, ids = known
+        if len(request.seconds) != len(ids) or (request.release and len(request.release) != len(ids)):
+            raise ProblemError(f"request {request.id} has {len(ids)} nodes and {len(request.seconds)} execution times")
         names.append(request.id)
         arrivals.append(request.arrival)
         node_ids += ids
@@ -236,8 +250,10 @@ def build(
         preds += [base + need for need in flat]
         first.append(len(node_ids))
     if len(set(names)) != len(names):
-        doubled = next(name for number, name in enumerate(names) if name in names[:number])
+        doubled = Counter(names).most_common(1)[0][0]
         raise ProblemError(f"request {doubled} is there twice")
+    if arrivals and not (np.isfinite(arrivals).all() and min(arrivals) >= 0 and (np.diff(arrivals) >= 0).all()):
+        raise ProblemError("requests are in order of arrival, from 0 on")
     for number in sorted(set(model)):
         if models[number].width > len(machines):
             m = models[number]

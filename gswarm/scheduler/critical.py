@@ -1,0 +1,54 @@
+"""Longest paths through a problem's graphs: how early a task can start, and how much must follow it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gswarm.scheduler.problem import Floats, Ints, Problem
+
+
+def levels(problem: Problem) -> list[Ints]:
+    """Tasks by depth: all predecessors of a task are in earlier levels. O(tasks + edges)."""
+    missing = np.diff(problem.pred_first)
+    frontier = np.flatnonzero(missing == 0)
+    missing = missing.copy()
+    found = []
+    while len(frontier):
+        found.append(frontier)
+        succs = _gather(problem.succ_first, problem.succs, frontier)
+        if not len(succs):
+            break
+        np.subtract.at(missing, succs, 1)
+        ready = np.unique(succs)
+        frontier = ready[missing[ready] == 0]
+    return found
+
+
+def _gather(first: Ints, flat: Ints, rows: Ints) -> Ints:
+    """The entries of several rows of a compressed sparse matrix, one row after another."""
+    counts = first[rows + 1] - first[rows]
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return flat[np.repeat(first[rows] - (ends - counts), counts) + np.arange(total)]
+
+
+def heads(problem: Problem, base: Floats, seconds: Floats, order: list[Ints]) -> Floats:
+    """Earliest start of each task when it may not start before `base` and its predecessors take `seconds`."""
+    head = base.astype(np.float64, copy=True)
+    for tasks in order:
+        counts = problem.succ_first[tasks + 1] - problem.succ_first[tasks]
+        succs = _gather(problem.succ_first, problem.succs, tasks)
+        if len(succs):
+            np.maximum.at(head, succs, np.repeat(head[tasks] + seconds[tasks], counts))
+    return head
+
+
+def tails(problem: Problem, seconds: Floats, order: list[Ints]) -> Floats:
+    """Seconds that must pass after the end of each task: the longest path of what depends on it."""
+    tail = np.zeros(problem.tasks)
+    for tasks in reversed(order):
+        counts = problem.pred_first[tasks + 1] - problem.pred_first[tasks]
+        preds = _gather(problem.pred_first, problem.preds, tasks)
+        if len(preds):
+            np.maximum.at(tail, preds, np.repeat(tail[tasks] + seconds[tasks], counts))
+    return tail
