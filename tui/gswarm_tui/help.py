@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -44,7 +45,9 @@ class Help(ModalScreen[None]):
 
     def __init__(self, title: str, keys: Sequence[tuple[str, str]]) -> None:
         super().__init__()
-        self._title, self._keys, self._top = title, keys, 0
+        # The rest of an action's summary is for --help; here there is room for what it does.
+        self._keys = [(key, re.split("[;:] ", words)[0]) for key, words in keys]
+        self._title, self._top = title, 0
 
     def compose(self) -> ComposeResult:
         yield Board(self.app.paint, self._title, id="help")
