@@ -113,8 +113,8 @@ class Pass:
         self._bare: list[int] = []
         """Idle GPUs that belong to no placement."""
         self._idle_gpus = 0
-        self._holds = [0.0] * gpus
-        """Seconds that unloading what each GPU holds takes."""
+        self._last = [-1] * gpus
+        """Placement that each GPU was last given to, in the plan's view: one that never ran a task is not in the plan."""
         self._placed: list[int] = []
         """Model of each placement."""
         self._sets: list[tuple[int, ...]] = []
@@ -122,6 +122,9 @@ class Pass:
         """When each placement is loaded."""
         self._switch: list[float] = []
         """Load that its next task is charged."""
+        self._before: list[list[int]] = []
+        """What its GPUs had last before each placement."""
+        self._used: list[bool] = []
         self._served: list[float] = []
         self._slow: list[float] = []
         """What run times are multiplied by."""
@@ -151,6 +154,7 @@ class Pass:
             instance.width,
         )
         succ_first, succs, quotas, served = instance.succ_first, instance.succs, self._policy.quotas, self._served
+        used = self._used
         ready_s, left_s, free, switch, slow = self._ready_s, self._left_s, self._free, self._switch, self._slow
         keep, start_s, end_s, switch_s, where = (
             self._keep,
@@ -175,6 +179,7 @@ class Pass:
                 start_s[task], end_s[task], where[task] = start, end, placement
                 switch_s[task] = switch[placement]
             switch[placement] = 0.0
+            used[placement] = True
             heappush(events, (end, task, placement))
 
         missing = self._set_up()
@@ -240,6 +245,7 @@ class Pass:
         for running in problem.running:
             m = int(problem.model[running.task])
             placement = self._place(m, running.gpus, 0.0, 0.0)
+            self._used[placement] = True
             taken.update(running.gpus)
             self._left_s[m] -= float(problem.seconds[running.task])
             missing[running.task] = -1
@@ -250,10 +256,9 @@ class Pass:
         for there in problem.placements:
             if taken.isdisjoint(there.gpus):
                 placement = self._place(there.model, there.gpus, 0.0, 0.0)
+                self._used[placement] = True
                 self._events.append((max(free_at[g] for g in there.gpus), PLACEMENT_FREE, placement))
                 taken.update(there.gpus)
-            for gpu in set(there.gpus) - taken:
-                self._holds[gpu] = self._instance.unload[there.model]
         for gpu, free in enumerate(free_at):
             if gpu in taken:
                 continue
@@ -280,13 +285,18 @@ class Pass:
         self._served.append(0.0)
         self._slow.append(1.0 / min(self._instance.problem.gpus[g].speed for g in gpus))
         self._copies[m] += 1
+        self._used.append(False)
+        self._before.append([self._last[g] for g in self._sets[-1]])
         for gpu in gpus:
-            self._holds[gpu] = self._instance.unload[m]
+            self._last[gpu] = len(self._placed) - 1
         return len(self._placed) - 1
 
     def _give_up(self, placement: int) -> None:
         self._copies[self._placed[placement]] -= 1
         self._bare.extend(self._sets[placement])
+        if not self._used[placement]:
+            for gpu, before in zip(self._sets[placement], self._before[placement], strict=True):
+                self._last[gpu] = before
 
     # Which model is loaded next
 
@@ -294,7 +304,7 @@ class Pass:
         """The model to load now; None: none is worth it, or GPUs are kept for a wide one."""
         width, now, left_s = self._instance.width, self._now, self._left_s
         rest = sum(s * w for s, w in zip(left_s, width, strict=True))
-        gpus = len(self._holds)
+        gpus = len(self._last)
         if rest <= NOTHING and not any(self._ready):
             return None
         if self._instance.uniform and rest > gpus * (stop - now):
@@ -337,8 +347,11 @@ class Pass:
         gpus = self._take(m)
         if gpus is None:
             return None
-        switch_s = self._instance.load[m] + max(self._holds[g] for g in gpus)
         self._loads += 1
+        last, *others = {self._last[g] for g in gpus}
+        if not others and last >= 0 and self._placed[last] == m and len(self._sets[last]) == len(gpus):
+            return self._place(m, gpus, self._now, 0.0)  # given up, but nothing was loaded there since
+        switch_s = self._instance.load[m] + max(self._unload_s(g) for g in gpus)
         return self._place(m, gpus, self._now + switch_s, switch_s)
 
     def _take(self, m: int) -> list[int] | None:
@@ -350,10 +363,14 @@ class Pass:
                 return None
         if len(bare) > count:
             # Faster ones first, then those that are unloaded soonest.
-            bare = sorted(bare, key=lambda g: (-instance.problem.gpus[g].speed, self._holds[g], g))
+            bare = sorted(bare, key=lambda g: (-instance.problem.gpus[g].speed, self._unload_s(g), g))
         chosen = bare[:count]
         self._bare = [g for g in self._bare if g not in chosen]
         return chosen
+
+    def _unload_s(self, gpu: int) -> float:
+        last = self._last[gpu]
+        return self._instance.unload[self._placed[last]] if last >= 0 else 0.0
 
     def _fits(self, m: int, gpu: int) -> bool:
         memory = self._instance.problem.gpus[gpu].memory_gb
