@@ -7,7 +7,7 @@ the same object plans the live queue, its projection on the screen, and a test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -32,6 +32,10 @@ class Job:
     needs: frozenset[str] = frozenset()
     waited_s: float = 0.0
     """How long it has been ready already when it arrives (after a restart)."""
+    run_s: float | None = None
+    """How long it will run; None: about as long as others of its model."""
+    request: str = ""
+    """What it is part of: jobs of one request are wanted together. Empty: it stands alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class Model:
     devices: tuple[str, ...] = ()
     load_s: float = 10.0
     run_s: float = 5.0
+    width: int = 1
+    """Devices that one server takes, all of them whole and at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +229,7 @@ class Strategy(Protocol):
 
 
 def create(name: str, *, wait_bound_s: float) -> Strategy:
-    """The strategy of this name. Raises KeyError."""
-    from gswarm.scheduler.strategies.grouping import Grouping
+    """The strategy of this name for the live queue. Raises KeyError."""
+    from gswarm.scheduler import strategies
 
-    known: dict[str, Callable[[float], Strategy]] = {"grouping": Grouping}
-    return known[name](wait_bound_s)
+    return strategies.create(name, wait_bound_s=wait_bound_s)

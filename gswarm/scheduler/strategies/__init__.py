@@ -1,1 +1,41 @@
-"""One file a strategy."""
+"""One file a strategy, found by name: ours, and those that other packages offer as entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from gswarm.scheduler.strategy import Strategy
+
+GROUP = "gswarm.strategies"
+"""Entry points of this group name a callable that makes a strategy; ours go before others of the same name."""
+OURS = {
+    "fifo": "fifo:Fifo",
+    "baseline": "baseline:Baseline",
+    "affinity": "affinity:Affinity",
+    "static": "static:Static",
+    "grouping": "grouping:Grouping",
+    "online": "online:Online",
+}
+
+
+def names() -> list[str]:
+    """Every strategy for whole GPUs, ours first. Without `grouping`: it loads on single devices, for the live queue."""
+    others = {found.name for found in entry_points(group=GROUP)} - OURS.keys()
+    return [*(name for name in OURS if name != "grouping"), *sorted(others)]
+
+
+def create(name: str, **options: Any) -> Strategy:
+    """The strategy of this name, made with its own options. Raises KeyError for a name that there is not."""
+    if (ours := OURS.get(name)) is not None:
+        module, _, attribute = ours.partition(":")
+        make = getattr(import_module(f"{__name__}.{module}"), attribute)
+    else:
+        found = [point for point in entry_points(group=GROUP) if point.name == name]
+        if not found:
+            raise KeyError(f"there is no strategy {name!r}; known: {', '.join(names())}")
+        make = found[0].load()
+    return cast("Callable[..., Strategy]", make)(**options)

@@ -1,0 +1,408 @@
+"""Drives a strategy over a problem on virtual time, charges what the cost model charges, and keeps the plan it makes.
+
+What a GPU holds is the plan's view of it: a load counts from the first task that it serves. A load that serves none is
+in no plan, so it takes its time and changes nothing of what later loads are charged.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from gswarm.scheduler.plan import Plan, from_columns
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Problem
+from gswarm.scheduler.strategy import (
+    Arrived,
+    Completed,
+    Device,
+    DeviceIs,
+    Event,
+    Instruction,
+    Job,
+    Load,
+    Model,
+    ModelIs,
+    Rank,
+    Server,
+    ServerGone,
+    ServerIs,
+    Start,
+    Started,
+    Strategy,
+    Ticked,
+    Unload,
+)
+
+BYTES_PER_GB = 1e9
+IDLE_TICKS = 1000
+"""Ticks in a row that may come to nothing while nothing runs and nothing is to come."""
+
+
+class SimulationError(RuntimeError):
+    """A strategy that stalls or asks for what cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Something that happens. `task` is -1 where no task is concerned, `seconds` how long what begins will take."""
+
+    time: float
+    kind: str
+    """arrival, load, loaded, unload, start or end."""
+    task: int = -1
+    model: int = -1
+    gpus: tuple[int, ...] = ()
+    seconds: float = 0.0
+    passed_over: int = 0
+    reason: str = ""
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """A strategy that an operator sizes beforehand to the mix of work."""
+
+    def size_to(self, mix: dict[str, float]) -> None:
+        """Take in how many GPU-seconds there are of each model."""
+
+
+class _Placed:
+    """A server of the simulation."""
+
+    __slots__ = ("busy", "gpus", "id", "model", "ready", "speed", "switch_s", "used")
+
+    def __init__(self, id: str, model: int, gpus: tuple[int, ...], switch_s: float, speed: float) -> None:
+        self.id, self.model, self.gpus, self.switch_s, self.speed = id, model, gpus, switch_s, speed
+        self.ready = self.busy = False
+        self.used = False
+        """Whether a task was served since the load: only then the load is in the plan."""
+
+
+def mix_of(problem: Problem) -> dict[str, float]:
+    """GPU-seconds of work per model that has any tasks."""
+    work = np.bincount(problem.model, weights=problem.seconds, minlength=len(problem.models))
+    tasks = np.bincount(problem.model, minlength=len(problem.models))
+    return {m.id: float(work[n]) * m.width for n, m in enumerate(problem.models) if tasks[n]}
+
+
+def simulate(
+    problem: Problem,
+    strategy: Strategy,
+    *,
+    noise: float = 0.0,
+    seed: int = 0,
+    watch: Callable[[Record], None] | None = None,
+) -> Plan:
+    """The plan that `strategy` makes of `problem`; see `Simulation`."""
+    return Simulation(problem, strategy, noise=noise, seed=seed, watch=watch).run()
+
+
+class Simulation:
+    """One run. A request is told when it arrives, all its tasks at once, with how long each is to take.
+
+    `noise` 0.5 makes real execution and load times differ from what is told by up to 50 % either way, evenly
+    distributed, the same for the same seed. Pass `problem.offline()` to have everything told at t = 0.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        strategy: Strategy,
+        *,
+        noise: float = 0.0,
+        seed: int = 0,
+        watch: Callable[[Record], None] | None = None,
+    ) -> None:
+        if problem.shared or problem.host_memory_gb:
+            raise SimulationError("several models on one GPU, and models that sleep, are not simulated")
+        if not 0 <= noise < 1:
+            raise SimulationError(f"noise is {noise}; from 0 to below 1")
+        self.problem, self.strategy, self.watch = problem, strategy, watch
+        self.planning_s = 0.0
+        """CPU seconds that the strategy has taken."""
+        self.events = 0
+        """Events that it was told."""
+        self._rng = np.random.default_rng(seed)
+        self._noise = noise
+        told = problem.seconds
+        real = told * (1 + noise * self._rng.uniform(-1, 1, problem.tasks)) if noise else told
+        self._told: list[float] = told.tolist()
+        self._real: list[float] = real.tolist()
+        self._model: list[int] = problem.model.tolist()
+        self._release: list[float] = problem.release.tolist()
+        self._succ_first: list[int] = problem.succ_first.tolist()
+        self._succs: list[int] = problem.succs.tolist()
+        self._pred_first: list[int] = problem.pred_first.tolist()
+        self._preds: list[int] = problem.preds.tolist()
+        self._missing: list[int] = np.diff(problem.pred_first).tolist()
+        tasks = problem.tasks
+        self._where: list[tuple[int, ...]] = [()] * tasks
+        self._start, self._end, self._switch = [-1.0] * tasks, [-1.0] * tasks, [0.0] * tasks
+        self._done = bytearray(tasks)
+        self._told_of = bytearray(tasks)
+        self._models = {m.id: n for n, m in enumerate(problem.models)}
+        self._servers: dict[str, _Placed] = {}
+        self._count = 0
+        gpus = len(problem.gpus)
+        self._taken: list[str] = [""] * gpus
+        """Server that has the GPU."""
+        self._there = bytearray(gpus)
+        self._held_gb = [0.0] * gpus
+        """In the plan's view."""
+        self._intact: list[tuple[int, tuple[int, ...]] | None] = [None] * gpus
+        """Model and set that the GPU was last given to, in the plan's view."""
+        self._heap: list[tuple[float, int, int, Event]] = []
+        """Time, number, task or -1, event."""
+        self._seq = 0
+
+    # The loop
+
+    def run(self) -> Plan:
+        """Run to the end. Raises SimulationError."""
+        if isinstance(self.strategy, Sized):
+            self.strategy.size_to(mix_of(self.problem))
+        order = np.argsort(self.problem.release, kind="stable").tolist()
+        release, heap, strategy = self._release, self._heap, self.strategy
+        now, coming, tasks, idle = 0.0, 0, len(order), 0
+        events = self._setting()
+        while True:
+            while coming < tasks and release[order[coming]] <= now:
+                events.append(self._arrival(now, order[coming]))
+                coming += 1
+            if events:
+                self._tell(now, events)
+            upcoming = min(
+                heap[0][0] if heap else float("inf"), release[order[coming]] if coming < tasks else float("inf")
+            )
+            tick = strategy.next_tick()
+            if tick is not None and tick < upcoming:
+                idle = idle + 1 if upcoming == float("inf") else 0
+                if all(self._done) or idle > IDLE_TICKS:
+                    break
+                now, events = max(now, tick), [Ticked()]
+                continue
+            if upcoming == float("inf"):
+                break
+            now, events, idle = upcoming, [], 0
+            while heap and heap[0][0] <= now:
+                _, _, task, event = heapq.heappop(heap)
+                events.append(event)
+                self._happens(now, task, event)
+        if (left := tasks - sum(self._done)) > 0:
+            first = self._done.index(0)
+            raise SimulationError(
+                f"{strategy.name} stalls at {now:g} s: {left} tasks are left, the first of them"
+                f" {self.problem.name_of(first)}, and nothing runs or is to come"
+            )
+        return from_columns(len(self.problem.gpus), self._start, self._end, self._switch, self._where)
+
+    def _tell(self, now: float, events: list[Event]) -> None:
+        while events:
+            self.events += len(events)
+            began = time.process_time()
+            instructions = self.strategy.handle(now, events)
+            self.planning_s += time.process_time() - began
+            events = []
+            for instruction in instructions:
+                match instruction:
+                    case Start():
+                        self._begin(now, instruction)
+                    case Load():
+                        events.append(self._load(now, instruction))
+                    case Unload():
+                        events.append(self._unload(now, instruction))
+
+    def _push(self, when: float, task: int, event: Event) -> None:
+        self._seq += 1
+        heapq.heappush(self._heap, (when, self._seq, task, event))
+
+    def _happens(self, now: float, task: int, event: Event) -> None:
+        if isinstance(event, Completed):
+            self._done[task] = 1
+            self._servers[self._taken[self._where[task][0]]].busy = False
+            for n in range(self._succ_first[task], self._succ_first[task + 1]):
+                self._missing[self._succs[n]] -= 1
+            if self.watch is not None:
+                self.watch(Record(now, "end", task, self._model[task], self._where[task]))
+        elif isinstance(event, ServerIs):
+            placed = self._servers[event.server.id]
+            placed.ready = True
+            if self.watch is not None:
+                self.watch(Record(now, "loaded", model=placed.model, gpus=placed.gpus))
+        elif isinstance(event, DeviceIs):
+            self._there[int(event.device.id)] = 1
+
+    # What is there at first, and what comes
+
+    def _setting(self) -> list[Event]:
+        problem = self.problem
+        memory = [problem.models[0].memory_gb if problem.models else 0.0] * 0
+        memory = [m.memory_gb for m in problem.models]
+        room = [g.memory_gb if g.memory_gb is not None else max(memory, default=0.0) for g in problem.gpus]
+        events: list[Event] = []
+        for n, gpu in enumerate(problem.gpus):
+            is_there = DeviceIs(Device(str(n), round(room[n] * BYTES_PER_GB)))
+            if gpu.free_at > 0:
+                self._push(gpu.free_at, -1, is_there)
+            else:
+                self._there[n] = 1
+                events.append(is_there)
+        for n, m in enumerate(problem.models):
+            fitting = tuple(str(g) for g in range(len(room)) if room[g] >= memory[n])
+            size = round(memory[n] * BYTES_PER_GB)
+            events.append(ModelIs(Model(m.id, size, fitting, m.load_s, width=m.width)))
+        sets = dict.fromkeys((p.model, tuple(sorted(p.gpus))) for p in problem.placements)
+        sets |= dict.fromkeys((self._model[r.task], tuple(sorted(r.gpus))) for r in problem.running)
+        for model, gpus in sets:
+            if any(self._taken[g] for g in gpus):
+                raise SimulationError(f"GPU {next(g for g in gpus if self._taken[g])} is in two placements at t = 0")
+            placed = self._place(model, gpus, 0.0)
+            placed.used = True
+            self._commit(placed)
+            ready_at = max(problem.gpus[g].free_at for g in gpus)
+            if ready_at > 0:
+                events.append(ServerIs(self._seen(placed, ready=False)))
+                self._push(ready_at, -1, ServerIs(self._seen(placed, ready=True)))
+            else:
+                placed.ready = True
+                events.append(ServerIs(self._seen(placed, ready=True)))
+        for run in problem.running:
+            placed = self._servers[self._taken[run.gpus[0]]]
+            placed.busy = placed.ready = True
+            t = run.task
+            self._told_of[t] = 1
+            self._where[t], self._end[t] = placed.gpus, run.end
+            self._start[t] = run.end - self._told[t] / placed.speed
+            events.append(Started(self._job(t), placed.id))
+            self._push(run.end, t, Completed(str(t)))
+        return events
+
+    def _job(self, task: int) -> Job:
+        problem = self.problem
+        needs: frozenset[str] = frozenset()
+        if self._missing[task]:
+            preds = self._preds[self._pred_first[task] : self._pred_first[task + 1]]
+            needs = frozenset([str(p) for p in preds if not self._done[p]])
+        rank = Rank.NORMAL
+        if problem.priority is not None:
+            rank = Rank(min(max(int(problem.priority[task]) + Rank.NORMAL, Rank.LOW), Rank.CRITICAL))
+        return Job(
+            str(task),
+            problem.models[self._model[task]].id,
+            rank,
+            needs,
+            0.0,
+            self._told[task],
+            problem.requests[self._request[task]],
+        )
+
+    @property
+    def _request(self) -> Sequence[int]:
+        found: Sequence[int] | None = self.__dict__.get("_requests")
+        if found is None:
+            found = self.__dict__["_requests"] = self.problem.request_column().tolist()
+        return found
+
+    def _arrival(self, now: float, task: int) -> Event:
+        if self._told_of[task]:
+            return Ticked()  # it runs already
+        self._told_of[task] = 1
+        if self.watch is not None:
+            self.watch(Record(now, "arrival", task, self._model[task], seconds=self._told[task]))
+        return Arrived(self._job(task))
+
+    # Instructions
+
+    def _refuse(self, now: float, instruction: Instruction, why: str) -> SimulationError:
+        return SimulationError(f"{self.strategy.name} at {now:g} s: {instruction}: {why}")
+
+    def _begin(self, now: float, order: Start) -> None:
+        placed = self._servers.get(order.server)
+        if placed is None or not placed.ready:
+            raise self._refuse(now, order, "that server is not there" if placed is None else "it is not loaded yet")
+        t = int(order.job) if order.job.isdecimal() else -1
+        if not 0 <= t < len(self._done) or not self._told_of[t]:
+            raise self._refuse(now, order, "that task is not there")
+        if placed.busy or placed.model != self._model[t]:
+            raise self._refuse(now, order, "the server is busy" if placed.busy else "the task needs another model")
+        if self._where[t] or self._missing[t]:
+            raise self._refuse(now, order, "it was started before" if self._where[t] else "what it needs is not done")
+        start = now
+        if not placed.used:
+            # The switch is charged to this task, and its window may not lie before the task is known.
+            start = max(now, self._release[t] + placed.switch_s)
+            self._switch[t] = placed.switch_s
+            placed.used = True
+            self._commit(placed)
+        end = start + self._real[t] / placed.speed
+        placed.busy = True
+        self._where[t], self._start[t], self._end[t] = placed.gpus, start, end
+        self._push(end, t, Completed(order.job))
+        if self.watch is not None:
+            seconds = end - start
+            self.watch(Record(start, "start", t, placed.model, placed.gpus, seconds, order.passed_over, order.reason))
+
+    def _load(self, now: float, order: Load) -> Event:
+        model = self._models.get(order.model, -1)
+        if model < 0 or not all(d.isdecimal() and int(d) < len(self._there) for d in order.devices):
+            raise self._refuse(now, order, "there is no such model or GPU")
+        m = self.problem.models[model]
+        gpus = tuple(sorted({int(d) for d in order.devices}))
+        if len(gpus) != m.width or len(order.devices) != m.width:
+            raise self._refuse(now, order, f"the model takes {m.width} GPUs")
+        for g in gpus:
+            room = self.problem.gpus[g].memory_gb
+            if not self._there[g] or self._taken[g] or (room is not None and room < m.memory_gb):
+                why = "is taken" if self._taken[g] else "is too small" if self._there[g] else "is not free yet"
+                raise self._refuse(now, order, f"GPU {g} {why}")
+        switch_s = 0.0
+        if any(self._intact[g] != (model, gpus) for g in gpus):
+            switch_s = m.load_s + max(self._held_gb[g] for g in gpus) / UNLOAD_GB_PER_S
+            if self._noise:
+                switch_s *= 1 + self._noise * float(self._rng.uniform(-1, 1))
+        placed = self._place(model, gpus, switch_s)
+        self._push(now + switch_s, -1, ServerIs(self._seen(placed, ready=True)))
+        if self.watch is not None:
+            self.watch(Record(now, "load", model=model, gpus=gpus, seconds=switch_s, reason=order.reason))
+        return ServerIs(self._seen(placed, ready=False))
+
+    def _unload(self, now: float, order: Unload) -> Event:
+        placed = self._servers.get(order.server)
+        if placed is None or placed.busy or not placed.ready:
+            why = "that server is not there" if placed is None else "it is busy" if placed.busy else "it is loading"
+            raise self._refuse(now, order, why)
+        del self._servers[placed.id]
+        for g in placed.gpus:
+            self._taken[g] = ""
+        if self.watch is not None:
+            self.watch(Record(now, "unload", model=placed.model, gpus=placed.gpus, reason=order.reason))
+        return ServerGone(placed.id)
+
+    def _place(self, model: int, gpus: tuple[int, ...], switch_s: float) -> _Placed:
+        self._count += 1
+        speed = min(self.problem.gpus[g].speed for g in gpus)
+        placed = self._servers[f"s{self._count}"] = _Placed(f"s{self._count}", model, gpus, switch_s, speed)
+        for g in gpus:
+            self._taken[g] = placed.id
+        return placed
+
+    def _commit(self, placed: _Placed) -> None:
+        memory = self.problem.models[placed.model].memory_gb
+        for g in placed.gpus:
+            self._held_gb[g], self._intact[g] = memory, (placed.model, placed.gpus)
+
+    def _seen(self, placed: _Placed, *, ready: bool) -> Server:
+        m = self.problem.models[placed.model]
+        memory = round(m.memory_gb * m.width * BYTES_PER_GB)
+        return Server(placed.id, m.id, tuple(map(str, placed.gpus)), memory, 1, ready=ready, ours=True)
+
+
+def perturbed(problem: Problem, plan: Plan) -> Problem:
+    """The problem whose execution times are those that `plan` had; a plan made with `noise` keeps the rest of it."""
+    widths = plan.end - plan.start
+    widths.flags.writeable = False
+    return replace(problem, seconds=widths)

@@ -1,0 +1,389 @@
+"""Where models are and where they are about to be: GPUs, servers, and moves of a model onto a set of GPUs.
+
+A move claims a set of GPUs for a model. It waits until what is on them has run out (`DRAINING`), ends the servers there
+(`UNLOADING`) and loads (`LOADING`). Only a draining move can be called off.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from enum import IntEnum
+
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S
+from gswarm.scheduler.strategy import Device, Instruction, Load, Model, Server, Unload
+
+BYTES_PER_GB = 1e9
+COOLDOWN_S = 60.0
+"""How long a model that failed to load on a device is not tried there again."""
+USABLE = 0.9
+"""Share of a shared device's memory that is planned with."""
+
+
+class State(IntEnum):
+    """Of a task."""
+
+    BLOCKED = 0
+    READY = 1
+    RUNNING = 2
+    GONE = 3
+
+
+class Task:
+    """A job as the strategy keeps it."""
+
+    __slots__ = ("arrived", "id", "is_root", "line", "missing", "number", "rank", "run_s", "server", "since", "state")
+
+    def __init__(self, id: str, line: Line, rank: int, run_s: float | None, now: float, waited_s: float) -> None:
+        self.id, self.line, self.rank, self.run_s = id, line, rank, run_s
+        self.arrived = self.since = now - waited_s
+        self.missing, self.number = 0, -1
+        self.is_root = False
+        self.server = ""
+        self.state = State.BLOCKED
+
+
+class Line:
+    """A model: its ready tasks, and its servers."""
+
+    __slots__ = (
+        "coming", "copies", "count", "demand", "heap", "model", "moves", "name", "open", "parked", "run_s", "slots",
+        "switch_s", "width", "work",
+    )  # fmt: skip
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.model: Model | None = None
+        self.width, self.switch_s, self.run_s = 1, 0.0, 0.0
+        self.heap: list[tuple[int, float, int, Task]] = []
+        """Ready tasks by rank, then order; those that are ready no more, or have another rank now, are skipped."""
+        self.count = 0
+        """Ready tasks."""
+        self.work = 0.0
+        """Seconds that they take."""
+        self.demand = 0.0
+        """GPU-seconds that were asked of it so far, old ones counting less."""
+        self.parked: dict[str, Task] = {}
+        """Ready tasks that nothing can be done for now."""
+        self.copies: dict[str, Copy] = {}
+        """Servers that stay."""
+        self.open: dict[str, Copy] = {}
+        """Those of them that can start a task now."""
+        self.moves: list[Move] = []
+        self.coming = 0
+        """Moves that cannot be called off."""
+        self.slots = 0
+
+    def is_model(self, model: Model) -> None:
+        """What it takes and costs."""
+        self.model, self.width, self.run_s = model, model.width, model.run_s
+        self.switch_s = model.load_s + model.memory / BYTES_PER_GB / UNLOAD_GB_PER_S
+
+    @property
+    def supply(self) -> int:
+        """Servers there and coming."""
+        return len(self.copies) + self.coming
+
+    def clear_s(self, change: int = 0) -> float:
+        """How long its servers take to clear what is ready, with so many servers more."""
+        servers = len(self.copies) + self.coming + change
+        if servers <= 0:
+            return float("inf")
+        at_once = self.slots / len(self.copies) if self.copies else 1.0
+        return self.work / (servers * at_once)
+
+    def draining(self) -> Move | None:
+        """Its move that waits for GPUs."""
+        for move in self.moves:
+            if not move.is_fixed:
+                return move
+        return None
+
+    def push(self, task: Task, order: float) -> None:
+        heapq.heappush(self.heap, (-task.rank, order, task.number, task))
+
+    def top(self) -> tuple[int, float, int, Task] | None:
+        """The next in order."""
+        heap = self.heap
+        while heap:
+            entry = heap[0]
+            task = entry[3]
+            if task.state == State.READY and task.rank == -entry[0]:
+                return entry
+            heapq.heappop(heap)
+        return None
+
+
+class Copy:
+    """A server."""
+
+    __slots__ = ("began", "ends", "line", "move", "places", "running", "served", "server")
+
+    def __init__(self, server: Server, line: Line, places: list[Place], now: float) -> None:
+        self.server, self.line, self.places = server, line, places
+        self.running = 0
+        self.served = False
+        """Whether it ran anything since it was loaded."""
+        self.began = self.ends = now
+        """When its load began; when it will have nothing running."""
+        self.move: Move | None = None
+
+    @property
+    def can_start(self) -> bool:
+        s = self.server
+        return s.ready and s.reachable and self.move is None and self.running < s.slots
+
+
+class Place:
+    """A device."""
+
+    __slots__ = ("copies", "device", "move", "number")
+
+    def __init__(self, device: Device, number: int) -> None:
+        self.device, self.number = device, number
+        self.copies: dict[str, Copy] = {}
+        self.move: Move | None = None
+
+    @property
+    def copy(self) -> Copy | None:
+        for copy in self.copies.values():
+            return copy
+        return None
+
+
+class Move:
+    """See the module's docstring."""
+
+    __slots__ = ("began", "is_fixed", "left", "line", "places", "reason")
+
+    def __init__(self, line: Line, places: list[Place], reason: str, now: float) -> None:
+        self.line, self.places, self.reason, self.began = line, places, reason, now
+        self.left: dict[str, Copy] = {}
+        """Servers that are still on its GPUs."""
+        self.is_fixed = False
+        """It cannot be called off any more."""
+
+
+class Fleet:
+    """All of it. What is to be done about it goes into `out`."""
+
+    def __init__(self) -> None:
+        self.out: list[Instruction] = []
+        self.lines: dict[str, Line] = {}
+        self.places: dict[str, Place] = {}
+        self.copies: dict[str, Copy] = {}
+        self.free: dict[str, Place] = {}
+        """GPUs with no server and no move; the shared devices are apart."""
+        self.shared: dict[str, Place] = {}
+        self.idle: dict[str, Copy] = {}
+        """Servers of ours on GPUs that run nothing and are in no move."""
+        self.cooling: dict[tuple[str, str], float] = {}
+        self._count = 0
+
+    def line(self, name: str) -> Line:
+        """The model of this name."""
+        found = self.lines.get(name)
+        if found is None:
+            found = self.lines[name] = Line(name)
+        return found
+
+    def takes(self, line: Line, place: Place) -> bool:
+        """Whether the model could be loaded there at all."""
+        return line.model is not None and place.device.id in line.model.devices and not self._cools(line, place)
+
+    def _cools(self, line: Line, place: Place) -> bool:
+        return bool(self.cooling) and (line.name, place.device.id) in self.cooling
+
+    def can_place(self, line: Line) -> bool:
+        """Whether the model is somewhere, or could be brought up somewhere without ending what is not ours."""
+        if line.copies or line.moves:
+            return True
+        if any(self.takes(line, p) for p in self.shared.values()):
+            return True
+        good = 0
+        for place in self.places.values():
+            copy = place.copy
+            if not place.device.shared and self.takes(line, place) and (copy is None or copy.server.ours):
+                good += 1
+        return good >= line.width
+
+    # Moves
+
+    def begin(self, line: Line, places: list[Place], reason: str, now: float) -> Move:
+        """Claim GPUs for a model."""
+        move = Move(line, sorted(places, key=lambda p: p.number), reason, now)
+        line.moves.append(move)
+        for place in places:
+            place.move = move
+            self.free.pop(place.device.id, None)
+            for copy in place.copies.values():
+                move.left[copy.server.id] = copy
+                copy.move = move
+                copy.line.open.pop(copy.server.id, None)
+                self.idle.pop(copy.server.id, None)
+        self.proceed(move, now)
+        return move
+
+    def proceed(self, move: Move, now: float) -> None:
+        """Make room if nothing runs there any more."""
+        if move.is_fixed or any(c.running or not c.server.ready for c in move.left.values()):
+            return
+        move.is_fixed = True
+        move.line.coming += 1
+        for copy in move.left.values():
+            self._leave(copy)
+            self.out.append(Unload(copy.server.id, move.reason))
+        if not move.left:
+            self._load(move, now)
+
+    def _load(self, move: Move, now: float) -> None:
+        move.began = now
+        self.out.append(Load(move.line.name, tuple(p.device.id for p in move.places), move.reason))
+
+    def call_off(self, move: Move) -> None:
+        """Give its GPUs back to what is there."""
+        move.line.moves.remove(move)
+        if move.is_fixed:
+            move.line.coming -= 1
+        for place in move.places:
+            if place.move is move:
+                place.move = None
+            if not place.copies and place.device.id in self.places and not place.device.shared:
+                self.free[place.device.id] = place
+        for copy in move.left.values():
+            copy.move = None
+            self.settle(copy)
+
+    def load_beside(self, line: Line, place: Place, reason: str, now: float) -> None:
+        """Load on a shared device, beside what is there."""
+        move = Move(line, [place], reason, now)
+        move.is_fixed = True
+        line.coming += 1
+        line.moves.append(move)
+        self._load(move, now)
+
+    def has_room(self, line: Line, place: Place, without: Copy | None = None) -> bool:
+        """Whether the model fits on a shared device, once `without` has left."""
+        taken = sum(c.server.memory // max(1, len(c.places)) for c in place.copies.values() if c is not without)
+        for other in self.lines.values():
+            taken += sum(other.model.memory for m in other.moves if other.model and place in m.places)
+        return line.model is not None and taken + line.model.memory <= place.device.memory * USABLE
+
+    # Servers
+
+    def settle(self, copy: Copy) -> None:
+        """Note what a server is good for, after any change to it."""
+        key, line = copy.server.id, copy.line
+        if copy.can_start and key in line.copies:
+            line.open[key] = copy
+        else:
+            line.open.pop(key, None)
+        s = copy.server
+        if s.ours and s.ready and not copy.running and copy.move is None and not copy.places[0].device.shared:
+            self.idle[key] = copy
+        else:
+            self.idle.pop(key, None)
+
+    def server_is(self, server: Server, now: float) -> Copy | None:
+        """A server appeared or changed. None: its devices are not known."""
+        copy = self.copies.get(server.id)
+        line = self.line(server.model)
+        if copy is None:
+            places = [self._place_of(d) for d in server.devices]
+            if not places:
+                return None
+            copy = self.copies[server.id] = Copy(server, line, places, now)
+            line.copies[server.id] = copy
+            copy.ends = now + line.switch_s
+            for place in places:
+                place.copies[server.id] = copy
+                self.free.pop(place.device.id, None)
+            for move in line.moves:
+                if move.is_fixed and not move.left and set(move.places) == set(places):
+                    copy.began = move.began
+                    copy.ends = move.began + line.switch_s
+                    line.moves.remove(move)
+                    line.coming -= 1
+                    for place in places:
+                        place.move = None
+                    break
+        elif server.id in line.copies:
+            line.slots -= copy.server.slots
+        if server.ready and not copy.server.ready:
+            copy.ends = now
+        copy.server = server
+        if server.id in line.copies:
+            line.slots += server.slots
+        self.settle(copy)
+        return copy
+
+    def _place_of(self, device: str) -> Place:
+        place = self.places.get(device)
+        if place is None:  # told of later, when it is free
+            place = Place(Device(device, 0), self._count)
+            self.places[device] = place
+            self._count += 1
+        return place
+
+    def _leave(self, copy: Copy) -> None:
+        """It is on its way out."""
+        if copy.line.copies.pop(copy.server.id, None) is not None:
+            copy.line.slots -= copy.server.slots
+        copy.line.open.pop(copy.server.id, None)
+
+    def server_gone(self, server: str, failed: bool, now: float) -> Copy | None:
+        """A server is no more."""
+        copy = self.copies.pop(server, None)
+        if copy is None:
+            return None
+        self._leave(copy)
+        self.idle.pop(server, None)
+        if failed:
+            self._cool(copy.line, copy.places, now)
+        for place in copy.places:
+            place.copies.pop(server, None)
+            if place.move is None and not place.copies and not place.device.shared:
+                self.free[place.device.id] = place
+        if (move := copy.move) is not None:
+            move.left.pop(server, None)
+            if not move.is_fixed:
+                self.proceed(move, now)
+            elif not move.left:
+                self._load(move, now)
+        return copy
+
+    def refused(self, model: str, device: str, now: float) -> None:
+        """A load was not carried out."""
+        line, place = self.line(model), self.places.get(device)
+        for move in line.moves:
+            if move.is_fixed and not move.left and (place is None or place in move.places):
+                self.call_off(move)
+                self._cool(line, move.places, now)
+                return
+
+    def _cool(self, line: Line, places: Iterable[Place], now: float) -> None:
+        for place in places:
+            self.cooling[line.name, place.device.id] = now + COOLDOWN_S
+
+    # Devices
+
+    def device_is(self, device: Device) -> None:
+        """A device appeared or changed."""
+        place = self.places.get(device.id)
+        if place is None:
+            place = self.places[device.id] = Place(device, self._count)
+            self._count += 1
+        place.device = device
+        if device.shared:
+            self.shared[device.id] = place
+        elif not place.copies and place.move is None:
+            self.free[device.id] = place
+
+    def device_gone(self, device: str) -> None:
+        """A device can no longer be used."""
+        place = self.places.pop(device, None)
+        if place is not None:
+            self.free.pop(device, None)
+            self.shared.pop(device, None)
+            if place.move is not None:
+                self.call_off(place.move)

@@ -1,0 +1,163 @@
+"""Every strategy, on random problems: its plans are valid by the validator's letter, causal, and the same each time."""
+
+from __future__ import annotations
+
+from dataclasses import replace as changed
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gswarm.scheduler.bound import lower_bound
+from gswarm.scheduler.plan import Plan
+from gswarm.scheduler.problem import Model, Node, Problem, Request, build, replace
+from gswarm.scheduler.simulate import Sized, perturbed, simulate
+from gswarm.scheduler.strategies import create, names, offline
+from gswarm.scheduler.validate import Kind, validate
+from tests.support.scheduling import problems
+
+NAMES = names()
+CLOSE_S = 1e-6
+
+
+def suited(name: str, problem: Problem) -> Problem:
+    """The same with models of one GPU, for `grouping`: it is for the live queue, where a server has one device."""
+    if name != "grouping":
+        return problem
+    return replace(
+        problem,
+        models=tuple(changed(model, width=1) for model in problem.models),
+        placements=tuple(changed(placement, gpus=placement.gpus[:1]) for placement in problem.placements),
+        running=tuple(changed(run, gpus=run.gpus[:1]) for run in problem.running),
+    )
+
+
+def faults(problem: Problem, plan: Plan, *, online: bool) -> list[str]:
+    found = validate(problem, len(problem.gpus), list(plan.executions(problem)), online=online)
+    return [str(fault) for fault in found]
+
+
+def same(one: Plan, other: Plan) -> bool:
+    columns = ("start", "end", "switch_s")
+    sets = [[plan.sets[w] for w in plan.where.tolist()] for plan in (one, other)]
+    return sets[0] == sets[1] and all(np.array_equal(getattr(one, c), getattr(other, c)) for c in columns)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(problem=problems())
+@settings(max_examples=60, deadline=None)
+def test_plans_on_line_are_valid(name: str, problem: Problem) -> None:
+    problem = suited(name, problem)
+    assert faults(problem, simulate(problem, create(name)), online=True) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(problem=problems(arrivals=False, max_tasks=40, max_gpus=8))
+@settings(max_examples=40, deadline=None)
+def test_plans_of_everything_at_once_are_valid_and_above_the_bound(name: str, problem: Problem) -> None:
+    problem = suited(name, problem)
+    plan = simulate(problem.offline(), create(name))
+    assert faults(problem, plan, online=False) == []
+    assert lower_bound(problem).value <= float(plan.end.max()) + CLOSE_S
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(problem=problems(optional=True))
+@settings(max_examples=40, deadline=None)
+def test_what_is_loaded_or_runs_already_and_unequal_gpus_are_honoured(name: str, problem: Problem) -> None:
+    problem = suited(name, problem)
+    assert faults(problem, simulate(problem, create(name)), online=True) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(problem=problems(), seed=st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_with_noise_only_the_times_differ_from_what_was_told(name: str, problem: Problem, seed: int) -> None:
+    problem = suited(name, problem)
+    plan = simulate(problem, create(name), noise=0.5, seed=seed)
+    real = perturbed(problem, plan)
+    found = validate(real, len(real.gpus), list(plan.executions(real)), online=True)
+    assert {fault.kind for fault in found} <= {Kind.TOO_SHORT, Kind.TOO_LONG}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(problem=problems())
+@settings(max_examples=20, deadline=None)
+def test_the_same_problem_gives_the_same_plan(name: str, problem: Problem) -> None:
+    problem = suited(name, problem)
+    assert same(simulate(problem, create(name)), simulate(problem, create(name)))
+
+
+def until(problem: Problem, time: float) -> Problem:
+    """The requests that arrive before `time`."""
+    kept = int(np.searchsorted(problem.arrivals, time, side="left"))
+    flows = [range(int(problem.first[r]), int(problem.first[r + 1])) for r in range(kept)]
+    requests = [
+        Request(
+            problem.requests[r],
+            float(problem.arrivals[r]),
+            [
+                Node(problem.nodes[t], int(problem.model[t]), tuple(int(p) - flow[0] for p in problem.preds_of(t)))
+                for t in flow
+            ],
+            [float(problem.seconds[t]) for t in flow],
+        )
+        for r, flow in enumerate(flows)
+    ]
+    return build(problem.models, problem.gpus, requests)
+
+
+# `static` is sized beforehand to the whole mix: that is what it is.
+CAUSAL = [name for name in NAMES if not isinstance(create(name), Sized)]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@given(problem=problems(max_tasks=30), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_nothing_is_decided_by_what_comes_later(name: str, problem: Problem, data: st.DataObject) -> None:
+    problem = suited(name, problem)
+    time = data.draw(st.sampled_from(sorted(set(problem.arrivals.tolist()))))
+    part = until(problem, time)
+    whole, prefix = simulate(problem, create(name)), simulate(part, create(name))
+    for task in range(part.tasks):
+        if min(whole.start[task], prefix.start[task]) < time:
+            assert whole.start[task] == prefix.start[task]
+            assert whole.switch_s[task] == prefix.switch_s[task]
+            assert whole.sets[whole.where[task]] == prefix.sets[prefix.where[task]]
+
+
+# Offline
+
+
+@given(problems(max_tasks=40, max_gpus=8), st.integers(0, 20), st.integers(0, 2))
+@settings(max_examples=150, deadline=None)
+def test_offline_plans_are_valid_and_above_the_bound(problem: Problem, iterations: int, seed: int) -> None:
+    plan = offline.plan(problem, iterations=iterations, seed=seed)
+    assert faults(problem, plan, online=False) == []
+    assert lower_bound(problem).value <= float(plan.end.max()) + CLOSE_S
+
+
+@given(problems(optional=True), st.integers(0, 5))
+@settings(max_examples=80, deadline=None)
+def test_offline_honours_what_is_loaded_or_runs_already_and_unequal_gpus(problem: Problem, iterations: int) -> None:
+    assert faults(problem, offline.plan(problem, iterations=iterations), online=False) == []
+
+
+@given(problems(), st.integers(0, 30))
+@settings(max_examples=40, deadline=None)
+def test_a_search_is_never_worse_than_no_search_and_the_same_each_time(problem: Problem, iterations: int) -> None:
+    greedy = offline.plan(problem)
+    searched = offline.plan(problem, iterations=iterations, seed=1)
+    assert float(searched.end.max()) <= float(greedy.end.max()) + CLOSE_S
+    assert same(searched, offline.plan(problem, iterations=iterations, seed=1))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "offline"])
+@pytest.mark.parametrize("gpus", [1, 3])
+def test_no_tasks_and_a_single_one(name: str, gpus: int) -> None:
+    for requests in ([], [Request("r", 0.0, (Node("n", 0),), [2.0])]):
+        problem = build([Model("m", 1, 16.0, 3.0)], gpus, requests)
+        plan = offline.plan(problem) if name == "offline" else simulate(problem, create(name))
+        assert faults(problem, plan, online=True) == []
+        assert plan.end.tolist() == [5.0] * len(requests)
