@@ -310,6 +310,24 @@ def render(result: object, output: str, *, returns: Any = None, now: datetime | 
         sys.stdout.write(_text(result, output, returns, now))
 
 
+def render_piece(piece: object, output: str) -> None:
+    """Print one of many pieces, one a line: JSON lines, or items of one YAML list."""
+    if output == "table":
+        render(piece, output)
+        return
+    from gswarm.codec import to_plain
+
+    with writing():
+        if output == "json":
+            import json
+
+            sys.stdout.write(json.dumps(to_plain(piece), ensure_ascii=False) + "\n")
+        else:
+            import yaml
+
+            sys.stdout.write(str(yaml.safe_dump([to_plain(piece)], allow_unicode=True, sort_keys=False)))
+
+
 def _text(result: object, output: str, returns: Any, now: datetime | None) -> str:
     if output == "table":
         return "" if result is None else "".join(f"{line}\n" for line in lines(result, returns, now))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from gswarm.cli import Globals, render, say, writing
+from gswarm.cli import Globals, render, render_piece, say, writing
 from gswarm.errors import DeadlineError, ExitCode, InvalidError, RefusedError
 from gswarm.views import printable
 
@@ -57,8 +57,11 @@ async def _execute(action: Action, values: dict[str, object], options: Globals) 
         result = await action.run(None, **values)
         if isinstance(result, int) and not isinstance(result, bool):
             return result
+        if hasattr(result, "tell"):
+            result.tell(lambda piece: render_piece(piece, options.output))
+            return ExitCode.OK
         render(result, options.output, returns=action.returns)
-        return ExitCode.OK
+        return int(getattr(result, "exit_code", ExitCode.OK))
     async with AsyncExitStack() as stack:
         swarm: Any
         if options.from_ is not None:
@@ -135,7 +138,7 @@ async def _stream(result: Any, options: Globals) -> None:
 
 async def _wait(swarm: Any, until: Any, asked: Any, deadline: float | None) -> Any:
     """Follow what was asked until it is done; an interrupt detaches, the work goes on."""
-    show = _Shower()
+    show = Shower()
     loop = asyncio.get_running_loop()
     many = isinstance(asked, list | tuple)
     done = []
@@ -152,7 +155,7 @@ async def _wait(swarm: Any, until: Any, asked: Any, deadline: float | None) -> A
     return type(asked)(done) if many else done[0]
 
 
-class _Shower:
+class Shower:
     """Progress on standard error: one line that is rewritten on a terminal; elsewhere few, plain lines."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ ABOUT = {
     "data": "share data between processes and nodes",
     "queue": "submit work, see the plan and why",
     "profiler": "record metrics and replay them",
-    "scheduler": "plan batches of tasks offline",
+    "scheduler": "plan, check and compare batches of tasks",
     "host": "the central coordinator",
     "client": "the agent on this machine",
     "config": "settings and where they come from",

@@ -14,6 +14,7 @@ ROOM_OF = {
     "data": "data",
     "queue": "queue",
     "profiler": "profiler",
+    "scheduler": "scheduler",
     "host": "system",
     "client": "system",
     "config": "system",
@@ -38,6 +39,7 @@ Commands:
   data        share data between processes and nodes: put, get, list, info, acquire, release, delete, transfer
   queue       submit work, see the plan and why: submit, list, info, workflows, wait, plan, explain, cancel, retry, priority, history
   profiler    record metrics and replay them: start, stop, list, info, mark, delete, export
+  scheduler   plan, check and compare batches of tasks: plan, validate, simulate, compare, generate, explain, show
   host        the central coordinator: start, stop
   client      the agent on this machine: connect, backend
   config      settings and where they come from: show

@@ -42,6 +42,11 @@ def _since(name: str) -> Callable[[Any, datetime], str]:
     return lambda row, now: units.since(getattr(row, name), now)
 
 
+def _seconds(name: str) -> Callable[[Any, datetime], str]:
+    """Seconds to be compared: figures, not words."""
+    return lambda row, _: f"{getattr(row, name):.1f}"
+
+
 def _of(read: Callable[[Any], str]) -> Callable[[Any, datetime], str]:
     """A cell that time does not change."""
     return lambda row, _: read(row)
@@ -189,6 +194,21 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("STARTED", _since("started_at"), True),
         Column("NODES", _of(lambda s: _names(s.nodes) if s.nodes else "all")),
         Column("DETAIL", _word("detail")),
+    ),
+    "Outcome": (
+        Column("STRATEGY", _word("strategy")),
+        Column("MAKESPAN", _seconds("makespan_s"), True),
+        Column("/BOUND", _of(lambda o: f"{o.ratio:.3f}"), True),
+        Column("LOADS", _word("switches"), True),
+        Column("LOADING", _seconds("switch_s"), True),
+        Column("UTIL", _of(lambda o: f"{o.utilisation:.0%}"), True),
+        Column("WAIT P99", _seconds("wait_p99_s"), True),
+        Column("RESP P99", _seconds("response_p99_s"), True),
+        Column("US/TASK", _of(lambda o: f"{o.planning_us_per_task:.1f}"), True),
+        Column("WAIT P50", _seconds("wait_p50_s"), True),
+        Column("RESP P50", _seconds("response_p50_s"), True),
+        Column("WAIT MEAN", _seconds("wait_mean_s"), True),
+        Column("RESP MEAN", _seconds("response_mean_s"), True),
     ),
 }
 

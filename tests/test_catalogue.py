@@ -34,6 +34,13 @@ LOCAL = {
     "client connect",
     "client backend install",
     "client backend list",
+    "scheduler plan",
+    "scheduler validate",
+    "scheduler simulate",
+    "scheduler compare",
+    "scheduler generate",
+    "scheduler explain",
+    "scheduler show",
 }
 EVERY = actions()
 REMOTE = [action for action in EVERY if not action.local]

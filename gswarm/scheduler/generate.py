@@ -54,7 +54,7 @@ def generate(recipe: Recipe) -> Problem:
     times: list[float] = []
     now = 0.0
     while len(times) < recipe.requests:
-        times += [now] * int(rng.geometric(1.0 / recipe.burst))
+        times += [round(now, 6)] * int(rng.geometric(1.0 / recipe.burst))  # files keep microseconds
         now += float(rng.exponential(recipe.burst / rate))
     requests = [
         Request(

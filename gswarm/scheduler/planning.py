@@ -1,0 +1,54 @@
+"""Any strategy over a whole problem: `offline` plans it at once, the others decide event by event on virtual time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+
+from gswarm.scheduler import problem as problems
+from gswarm.scheduler import strategies
+from gswarm.scheduler.bound import lower_bound
+from gswarm.scheduler.plan import Plan, measure
+from gswarm.scheduler.problem import Problem
+from gswarm.scheduler.simulate import Simulation
+from gswarm.scheduler.strategies import offline
+from gswarm.scheduler.types import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, and the CPU seconds that deciding took."""
+
+    plan: Plan
+    planning_s: float
+
+
+def names(*, online: bool) -> list[str]:
+    """Strategies that can plan: `offline` needs to know everything at t = 0."""
+    return strategies.names() if online else [*strategies.names(), offline.NAME]
+
+
+def plan_with(name: str, problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: int = 0) -> Planned:
+    """The plan of a strategy; the last three are for `offline`. Pass `problem.offline()` to have all told at t = 0.
+
+    Raises KeyError for a strategy that there is not, SimulationError for one that cannot do this problem.
+    """
+    if name == offline.NAME:
+        began = time.process_time()
+        plan = offline.plan(problem, seconds=seconds, iterations=iterations, seed=seed)
+        return Planned(plan, time.process_time() - began)
+    simulation = Simulation(problem, strategies.create(name))
+    return Planned(simulation.run(), simulation.planning_s)
+
+
+def outcome(name: str, problem: Problem, planned: Planned, bound_s: float, *, online: bool) -> Outcome:
+    """The figures of a plan as a row."""
+    measures = measure(problem, planned.plan, bound_s, planned.planning_s)
+    mode = "online" if online else "offline"
+    return Outcome(name, mode, planned.plan.gpus, problem.tasks, **asdict(measures))
+
+
+def noisy_bound(problem: Problem, noise: float, *, online: bool) -> float:
+    """A bound for times that were off by up to `noise`: execution times as in `problem`, loads as short as they may be."""
+    models = [replace(m, load_s=m.load_s * (1 - noise), memory_gb=m.memory_gb * (1 - noise)) for m in problem.models]
+    return lower_bound(problems.replace(problem, models=tuple(models)), online=online).value
