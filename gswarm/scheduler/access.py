@@ -65,7 +65,7 @@ def working(message: str, seconds: float = 0.0) -> Iterator[None]:
     if is_ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     collects = gc.isenabled()
-    gc.disable()  # millions of tuples and no cycles: looking for some takes a third of the time
+    gc.disable()  # no cycles to be found, and looking for them takes a third of the time of reading files
     if message:
         teller.start()
     try:
