@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,6 +10,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from gswarm.v1 import cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2
+from gswarm.wire import LENGTH_DELIMITED, VARINT, tag, varint
 
 M = TypeVar("M", bound=Message)
 
@@ -57,34 +57,20 @@ def wire_of(kind: int, key: str, revision: int, body: bytes | None) -> bytes:
     not parsed and serialised again.
     """
     name = key.encode()
-    head = (_KINDS[kind], _varint(len(name)), name, _REVISION, _varint(revision))
-    return b"".join((*head, _DELETED) if body is None else (*head, _BODIES[kind], _varint(len(body)), body))
-
-
-@functools.lru_cache(maxsize=4096)
-def _varint(number: int) -> bytes:
-    """A number as the protobuf encoding writes it: seven bits a byte, least first (protobuf.dev/programming-guides/encoding)."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-_VARINT, _LENGTH_DELIMITED = 0, 2
+    head = (_KINDS[kind], varint(len(name)), name, _REVISION, varint(revision))
+    return b"".join((*head, _DELETED) if body is None else (*head, _BODIES[kind], varint(len(body)), body))
 
 
 def _tag(field: str, wire_type: int) -> bytes:
-    return _varint(cluster_pb2.Object.DESCRIPTOR.fields_by_name[field].number << 3 | wire_type)
+    return tag(cluster_pb2.Object.DESCRIPTOR.fields_by_name[field].number, wire_type)
 
 
 _KINDS: Mapping[int, bytes] = {
-    i.kind: _tag("kind", _VARINT) + _varint(i.kind) + _tag("key", _LENGTH_DELIMITED) for i in _TABLE
+    i.kind: _tag("kind", VARINT) + varint(i.kind) + _tag("key", LENGTH_DELIMITED) for i in _TABLE
 }
-_REVISION = _tag("revision", _VARINT)
-_DELETED = _tag("deleted", _VARINT) + _varint(1)
-_BODIES: Mapping[int, bytes] = {i.kind: _tag(i.slot, _LENGTH_DELIMITED) for i in _TABLE}
+_REVISION = _tag("revision", VARINT)
+_DELETED = _tag("deleted", VARINT) + varint(1)
+_BODIES: Mapping[int, bytes] = {i.kind: _tag(i.slot, LENGTH_DELIMITED) for i in _TABLE}
 
 
 def body_of(obj: cluster_pb2.Object) -> Message:

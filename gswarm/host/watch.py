@@ -14,28 +14,13 @@ from gswarm.host.state import Batch, Changed
 from gswarm.host.store import Store
 from gswarm.kinds import BY_KIND
 from gswarm.v1 import cluster_pb2, common_pb2
+from gswarm.wire import length_prefixed
 
 CHUNK_BYTES = 1 << 20
 HEARTBEAT_S = 2.0
 LISTED_EVENTS = 200
 OVERFLOW_FLOOR = 1_000
 """Pending changes that are always kept, however few objects are watched."""
-
-
-def length_prefixed(number: int, body: bytes) -> bytes:
-    """A length-delimited protobuf field; concatenated fields of a message are that message."""
-    out = bytearray(_varint(number << 3 | 2))
-    out += _varint(len(body))
-    return bytes(out) + body
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _mark(revision: int, time: datetime, *, whole_list: bool = False) -> bytes:

@@ -17,10 +17,10 @@ from google.protobuf.message import Message
 from gswarm import __version__, net
 from gswarm.host.samples import SampleHub
 from gswarm.host.state import Batch, Changed
-from gswarm.host.watch import length_prefixed
 from gswarm.kinds import BY_KIND, wire_of
 from gswarm.profiler.journal import FORMAT, Record, Writer, frame
 from gswarm.v1 import cluster_pb2, profiler_pb2, queue_pb2
+from gswarm.wire import length_prefixed
 
 if TYPE_CHECKING:
     from gswarm.host.nodes import Nodes

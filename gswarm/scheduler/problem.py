@@ -258,6 +258,9 @@ def build(models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable
         if models[number].width > len(machines):
             m = models[number]
             raise ProblemError(f"model {m.id} needs {m.width} GPUs and there are {len(machines)}")
+        if sum(g.memory_gb is None or g.memory_gb >= models[number].memory_gb for g in machines) < models[number].width:
+            m = models[number]
+            raise ProblemError(f"model {m.id} needs {m.width} GPUs of {m.memory_gb:g} GB; fewer have that much memory")
     times = np.asarray(seconds, dtype=np.float64)
     if len(times) and not (np.isfinite(times).all() and (times >= 0).all()):
         worst = int(np.flatnonzero(~(np.isfinite(times) & (times >= 0)))[0])

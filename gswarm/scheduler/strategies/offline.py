@@ -18,7 +18,7 @@ from random import Random
 
 from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.plan import Plan
-from gswarm.scheduler.problem import Problem
+from gswarm.scheduler.problem import Problem, ProblemError
 from gswarm.scheduler.strategies.batching import MANY, Instance, Pass, Policy
 
 NAME = "offline"
@@ -43,7 +43,8 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
         return greedy.plan()
     policy = search(instance, seconds=seconds, iterations=iterations, seed=seed)
     chosen = Pass(instance, policy, keep=True)
-    chosen.run()
+    if chosen.run() == math.inf:
+        raise ProblemError("no order of loads lets every task run")
     return chosen.plan()
 
 
