@@ -43,6 +43,8 @@ class Policy:
     """GPUs are kept idle for a wide model that does not fit yet, unless another's need times this exceeds its."""
     prefetch: bool = False
     """Load models before their first tasks are ready."""
+    wide: float = 0.0
+    """Exponent of a model's width in its need, beyond the GPU-seconds themselves: above 0 wide models go first."""
     weights: tuple[float, ...] = ()
     """Of each model's need; empty: all 1."""
     urgency: tuple[float, ...] = ()
@@ -100,7 +102,9 @@ class Pass:
         """`keep` the runs, for `plan`; a search that only asks for the makespan does without."""
         self._instance, self._policy, self._keep = instance, policy, keep
         count, gpus, tasks = len(instance.width), len(instance.problem.gpus), len(instance.model)
-        self._weights: Sequence[float] = policy.weights or [1.0] * count
+        weights = policy.weights or [1.0] * count
+        self._weights = [w * float(k ** (1.0 + policy.wide)) for w, k in zip(weights, instance.width, strict=True)]
+        """Of a model's need in seconds of one placement."""
         self._rank, self._by_rank = instance.ranks(policy.urgency)
         self._ready: list[list[int]] = [[] for _ in range(count)]
         """Per model a heap of ranks."""
@@ -340,7 +344,7 @@ class Pass:
                 return 0.0
         now = min(ready, short)
         # Never nothing while tasks are ready: those of no length have to run too.
-        return max(self._weights[m] * self._instance.width[m] * (now + policy.future * (short - now)), NOTHING)
+        return max(self._weights[m] * (now + policy.future * (short - now)), NOTHING)
 
     def _load(self, m: int) -> int | None:
         """Load a model on idle GPUs; None where that would cost others too much."""
@@ -386,7 +390,7 @@ class Pass:
             if other == m or not placements:
                 continue
             short = max(0.0, self._left_s[other] - (self._copies[other] - 1) * (target - self._now))
-            loss = self._weights[other] * self._instance.width[other] * short
+            loss = self._weights[other] * short
             if loss <= limit:
                 choices += [(loss, placement) for placement in placements]
         choices.sort()

@@ -22,8 +22,12 @@ from gswarm.scheduler.problem import Problem, ProblemError
 from gswarm.scheduler.strategies.batching import MANY, Instance, Pass, Policy
 
 NAME = "offline"
-GREEDY = (Policy(), Policy(shortfall=0.25, future=0.3, spread=2.0, patience=0.0))
-"""What `seconds=0` tries: one that waits for work to come, one that takes what is there."""
+GREEDY = (
+    Policy(future=1.0, patience=0.0, wide=2.0),
+    Policy(shortfall=0.25, future=0.1, spread=2.0, patience=2.0, prefetch=True),
+    Policy(future=0.1, prefetch=True),
+)
+"""What `seconds=0` tries: wide models first and take what is there; or load ahead, and wait for work to come."""
 THRESHOLD = 0.004
 """Relative; how much worse a policy may be and still be gone on from, at the start. It falls to 0."""
 RETURN_AFTER = 400
@@ -37,18 +41,19 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
     Searches for `seconds` of wall time, or for exactly `iterations` passes beyond the greedy ones. Both 0: greedy.
     """
     instance = Instance(problem.offline())
-    if not (seconds or iterations) and problem.tasks > MANY:
-        greedy = Pass(instance, GREEDY[0], keep=True)
-        greedy.run()
-        return greedy.plan()
-    policy = search(instance, seconds=seconds, iterations=iterations, seed=seed)
-    chosen = Pass(instance, policy, keep=True)
-    if chosen.run() == math.inf:
+    if not (seconds or iterations):
+        passes = [Pass(instance, policy, keep=True) for policy in (GREEDY if problem.tasks <= MANY else GREEDY[:1])]
+        makespan, _, best = min((made.run(), n, made) for n, made in enumerate(passes))
+    else:
+        policy = search(instance, seconds=seconds, iterations=iterations, seed=seed)
+        best = Pass(instance, policy, keep=True)
+        makespan = best.run()
+    if makespan == math.inf:
         raise ProblemError("no order of loads lets every task run")
-    return chosen.plan()
+    return best.plan()
 
 
-def search(instance: Instance, *, seconds: float = 0.0, iterations: int = 0, seed: int = 0) -> Policy:
+def search(instance: Instance, *, seconds: float, iterations: int, seed: int) -> Policy:
     """The best policy found."""
     began = time.monotonic()
     tried = sorted(((Pass(instance, p).run(), n, p) for n, p in enumerate(GREEDY)), key=lambda t: t[:2])
@@ -58,7 +63,7 @@ def search(instance: Instance, *, seconds: float = 0.0, iterations: int = 0, see
         return passes / iterations if iterations else (time.monotonic() - began) / seconds
 
     best, _, policy = tried[0]
-    if not instance.model or not (seconds or iterations):
+    if not instance.model:
         return policy
     for n, start in enumerate(_starts(), len(GREEDY)):
         if progress() >= 0.2:
@@ -106,7 +111,7 @@ def _scaled(value: float, random: Random, spread: float) -> float:
 
 
 def _numbers(policy: Policy, random: Random, models: int, makespan: float) -> Policy:
-    match random.randrange(6):
+    match random.randrange(7):
         case 0:
             return replace(policy, shortfall=_scaled(policy.shortfall, random, 0.4))
         case 1:
@@ -117,6 +122,8 @@ def _numbers(policy: Policy, random: Random, models: int, makespan: float) -> Po
             return replace(policy, patience=_scaled(policy.patience or 0.3, random, 0.5))
         case 4:
             return replace(policy, hold=_scaled(policy.hold, random, 0.5))
+        case 5:
+            return replace(policy, wide=min(3.0, max(-1.0, policy.wide + random.gauss(0.0, 0.5))))
     return replace(policy, prefetch=not policy.prefetch)
 
 
