@@ -142,7 +142,7 @@ def test_a_plan_goes_to_standard_output_and_its_figures_do_not(scheduler: Comman
 
 
 def test_the_figures_of_a_plan_are_those_of_the_cost_model(scheduler: Commands) -> None:
-    (row,) = rows(scheduler.good(f"plan {FILES} --gpus 2 --strategy offline --iterations 20 --output json"))
+    (row,) = rows(scheduler.good(f"plan {FILES} --gpus 2 --strategy offline --iterations 400 --output json"))
     # alpha once, for both its tasks (10 + 5 + 2), then beta (5 + 3 + 1) makes 26; alpha on a GPU each (10 + 5) makes 24.
     assert row["makespan_s"] == 24
     assert (row["switches"], row["switch_s"]) == (3, 25)
