@@ -43,7 +43,7 @@ from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Problem
 
 THRESHOLDS = 24
 """Heads and tails that are tried, each; beyond it the bound hardly grows."""
-PRECISION = 1e-9
+PRECISION, ROUGHLY = 1e-9, 1e-4
 """Relative; bisection stops below it, on the side that is too small."""
 
 
@@ -75,7 +75,7 @@ class _Family:
 def lower_bound(problem: Problem, *, online: bool = False, windows: bool = True) -> Bound:
     """No valid plan of `problem` ends before `value`. Offline arrivals are ignored, as in `problem.offline()`.
 
-    Without `windows` the thresholds are only r = q = 0: nearly as good, and a tenth of the time.
+    Without `windows` the thresholds are only r = q = 0, and bisection stops early: nearly as good, in no time.
     """
     if not problem.tasks:
         return Bound(0.0, {})
@@ -90,7 +90,7 @@ def lower_bound(problem: Problem, *, online: bool = False, windows: bool = True)
     tail = critical.tails(problem, seconds, order)
     parts = {"path": float((head + seconds + tail).max())}
     best = parts["path"]
-    energy = _least(problem, seconds, head, tail, 0.0, 0.0, 0.0)
+    energy = _least(problem, seconds, head, tail, 0.0, 0.0, 0.0, PRECISION if windows else ROUGHLY)
     parts["work and loads"] = energy
     best = max(best, energy)
     if not windows:
@@ -132,6 +132,7 @@ def _least(
     r: float,
     q: float,
     known: float,
+    precision: float = PRECISION,
 ) -> float:
     """The least T that the tasks with head >= r and tail >= q do not rule out; `known` if that is no more."""
     chosen = (head >= r) & (tail >= q)
@@ -146,7 +147,7 @@ def _least(
     high = max(low, 1e-9, r + q + float((family.work * family.slots).sum()) / len(problem.gpus)) * 2 + 1.0
     while _too_small(problem, family, high, r, q):
         low, high = high, 2 * high
-    while high - low > PRECISION * high:
+    while high - low > precision * high:
         middle = (low + high) / 2
         if _too_small(problem, family, middle, r, q):
             low = middle

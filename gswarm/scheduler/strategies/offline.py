@@ -41,14 +41,16 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
     Searches for `seconds` of wall time, or for exactly `iterations` passes beyond the greedy ones. Both 0: greedy.
     """
     instance = Instance(problem.offline())
-    if not (seconds or iterations):
-        passes = [Pass(instance, policy, keep=True) for policy in (GREEDY if problem.tasks <= MANY else GREEDY[:1])]
-        makespan, _, best = min((made.run(), n, made) for n, made in enumerate(passes))
+    if seconds or iterations:
+        policies: tuple[Policy, ...] = (search(instance, seconds=seconds, iterations=iterations, seed=seed),)
     else:
-        policy = search(instance, seconds=seconds, iterations=iterations, seed=seed)
-        best = Pass(instance, policy, keep=True)
-        makespan = best.run()
-    if makespan == math.inf:
+        policies = GREEDY if problem.tasks <= MANY else GREEDY[:1]
+    best, makespan = None, math.inf
+    for policy in policies:
+        made = Pass(instance, policy, keep=True)
+        if (ends := made.run(makespan)) < makespan:
+            best, makespan = made, ends
+    if best is None:
         raise ProblemError("no order of loads lets every task run")
     return best.plan()
 
