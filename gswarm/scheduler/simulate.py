@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -133,6 +133,7 @@ class Simulation:
         self._told: list[float] = told.tolist()
         self._real: list[float] = real.tolist()
         self._model: list[int] = problem.model.tolist()
+        self._request: list[int] = problem.request_column().tolist()
         self._release: list[float] = problem.release.tolist()
         self._succ_first: list[int] = problem.succ_first.tolist()
         self._succs: list[int] = problem.succs.tolist()
@@ -240,7 +241,6 @@ class Simulation:
 
     def _setting(self) -> list[Event]:
         problem = self.problem
-        memory = [problem.models[0].memory_gb if problem.models else 0.0] * 0
         memory = [m.memory_gb for m in problem.models]
         room = [g.memory_gb if g.memory_gb is not None else max(memory, default=0.0) for g in problem.gpus]
         events: list[Event] = []
@@ -299,13 +299,6 @@ class Simulation:
             self._told[task],
             problem.requests[self._request[task]],
         )
-
-    @property
-    def _request(self) -> Sequence[int]:
-        found: Sequence[int] | None = self.__dict__.get("_requests")
-        if found is None:
-            found = self.__dict__["_requests"] = self.problem.request_column().tolist()
-        return found
 
     def _arrival(self, now: float, task: int) -> Event:
         if self._told_of[task]:
