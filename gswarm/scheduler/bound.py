@@ -246,10 +246,10 @@ def _too_small(problem: Problem, f: _Family, asked: Demand | None, t: float, r: 
     kept = f.load + f.shortest
     if any(slots[kept * (j + 1) > t - q].sum() > j * gpus for j in range(1, SHARERS + 1)):
         return True
-    return not f.held.any() and _alone_or_shared(f, count, t, q) > gpus * (t - q)
+    return not f.held.any() and _alone_or_shared(f, count, gpus, t, q) > gpus * (t - q)
 
 
-def _alone_or_shared(f: _Family, count: Floats, t: float, q: float) -> float:
+def _alone_or_shared(f: _Family, count: Floats, gpus: int, t: float, q: float) -> float:
     """GPU-seconds that placements take at least, a GPU that has only one counted in full."""
     until = t - q
     others = f.load + f.shortest
@@ -259,7 +259,7 @@ def _alone_or_shared(f: _Family, count: Floats, t: float, q: float) -> float:
         first = int(others.argmin())
         least[first] = np.where(f.slots[first] > 1, others[first], np.delete(others, first).min())
     room = until - f.load - least - f.unload.min()
-    alone = np.minimum(np.arange(count.max() + 1)[:, None], count)
+    alone = np.minimum(np.arange(gpus + 1)[:, None], count)
     rest = np.maximum(f.work * (1 - 1e-9) - alone * (t - f.head - f.tail), 0.0)
     shared = np.where(rest > 0, np.ceil(rest / np.maximum(room, NOTHING) * (1 - 1e-12)), 0.0)
     shared = np.maximum(shared, count - alone)

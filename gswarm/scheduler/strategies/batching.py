@@ -358,6 +358,8 @@ class Pass:
         count, instance = self._instance.width[m], self._instance
         bare = [g for g in self._bare if instance.uniform or self._fits(m, g)]
         if len(bare) < count:
+            if not self._ready[m]:
+                return None  # what is loaded ahead makes nothing leave, or two models might make room for ever
             bare += self._break_up(m, count - len(bare))
             if len(bare) < count:
                 return None
