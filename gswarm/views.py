@@ -195,6 +195,14 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("NODES", _of(lambda s: _names(s.nodes) if s.nodes else "all")),
         Column("DETAIL", _word("detail")),
     ),
+    "MetricInfo": (
+        Column("METRIC", _word("name")),
+        Column("UNIT", _of(lambda m: m.unit or "-")),
+        Column("TYPE", _word("type")),
+        Column("READ", _word("read")),
+        Column("SWITCH", _of(lambda m: m.switch or "-")),
+        Column("SOURCE", _word("source")),
+    ),
     "Outcome": (
         Column("STRATEGY", _word("strategy")),
         Column("MAKESPAN", _seconds("makespan_s"), True),
