@@ -15,6 +15,7 @@ from gswarm.profiler.metrics import METRICS, OFF, UNSUPPORTED, Absent, Metric, R
 from gswarm.v1 import profiler_pb2
 
 REMIND_S = 30.0
+OUT_OF_RANGE = "out of range"
 _NAN = float("nan")
 _NOT_GIVEN = (UNSUPPORTED, *OFF.values())
 _U64 = (Type.U64, Type.COUNTER, Type.MASK)
@@ -90,16 +91,16 @@ class Packer:
                 f32.append(value)
             for name in self._i32:
                 value = reading.get(name, UNSUPPORTED)
-                if isinstance(value, Absent):
+                if isinstance(value, Absent) or not NA_I32 < value < 2**31:
                     lacking.append(name)
                     value = NA_I32
-                i32.append(value if type(value) is int and NA_I32 <= value < 2**31 else _as_i32(value))
+                i32.append(int(value))
             for name in self._u64:
                 value = reading.get(name, UNSUPPORTED)
-                if isinstance(value, Absent):
+                if isinstance(value, Absent) or not 0 <= value < NA_U64:
                     lacking.append(name)
                     value = NA_U64
-                u64.append(value if type(value) is int and 0 <= value <= NA_U64 else _as_u64(value))
+                u64.append(int(value))
             self._tell(tick, row, reading, lacking)
         tick.f32 = struct.pack(f"<{len(f32)}f", *f32)
         tick.i32 = struct.pack(f"<{len(i32)}i", *i32)
@@ -118,16 +119,8 @@ class Packer:
         now: dict[str, str] = {}
         for name in lacking:
             value = reading.get(name, UNSUPPORTED)
-            reason = value.reason if isinstance(value, Absent) else ""
+            reason = value.reason if isinstance(value, Absent) else OUT_OF_RANGE
             now[name] = reason
             if told.get(name) != reason:
                 tick.absent.add(device=row, column=self._column[name], reason=reason)
         self._told[row] = now
-
-
-def _as_i32(value: float) -> int:
-    return max(-(2**31) + 1, min(2**31 - 1, int(value)))
-
-
-def _as_u64(value: float) -> int:
-    return max(0, min(2**64 - 2, int(value)))
