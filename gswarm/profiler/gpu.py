@@ -39,6 +39,7 @@ class Gpu:
         self.sampling: frozenset[Group] = frozenset()
         """Slow groups that are sampled; may be replaced at any time."""
         self._sampled: frozenset[Group] = frozenset()
+        self._due: tuple[list[Source], list[Source]] | None = None
         self._name = str(device.name())
         version = device.driver_version()
         self._driver = "" if version == "N/A" else str(version)
@@ -85,37 +86,37 @@ class Gpu:
 
     def read(self) -> Reading | Absent:
         """One sample, what is not due from the last one. Raises nothing: a lost device gives a reason for everything."""
+        now = time.monotonic()
+        is_slow_due = now >= self._slow_at
         try:
-            # Asked first, so that a GPU that is lost is told from one that is mute.
-            libnvml.nvmlDeviceGetUUID(self.handle)
+            if is_slow_due:
+                # So that a GPU that is lost is told from one that is mute, whatever either of them gives.
+                libnvml.nvmlDeviceGetUUID(self.handle)
+                self._slow_at = now + SLOW_S
+            self._read_due(is_slow_due)
         except libnvml.NVMLError as error:
             self.lost, self._slow_at = str(error), 0.0
             return Absent(f"lost: {error}")
         self.lost = ""
-        now = time.monotonic()
-        is_slow_due = now >= self._slow_at
-        if is_slow_due:
-            self._slow_at = now + SLOW_S
-        sampling, done = self.sampling, []
-        self._turn(sampling)
-        for source in self._sources:
-            if source.group is not None and source.group not in sampling:
-                continue
-            if (is_slow_due or source.cadence is Cadence.TICK) and not source.read(self._reading):
-                done.append(source)
-        for source in done:
-            self._sources.remove(source)
         return dict(self._reading)
 
-    def _turn(self, sampling: frozenset[Group]) -> None:
-        """What was sampled and is switched off is absent from now on."""
-        if sampling == self._sampled:
-            return
+    def _read_due(self, is_slow_due: bool) -> None:
+        if self._due is None or self.sampling != self._sampled:
+            self._due = self._turn(self.sampling)
+        for source in self._due[is_slow_due]:
+            if not source.read(self._reading):
+                self._sources.remove(source)
+                self._due = None  # what is never asked again is left out from the next time on
+
+    def _turn(self, sampling: frozenset[Group]) -> tuple[list[Source], list[Source]]:
+        """Sources of each tick, and all that are on; what was sampled and is off is absent from now on."""
         for source in self._sources:
             if source.group is not None and source.group not in sampling:
                 known = self._reading.keys() & source.metrics
                 self._reading.update(dict.fromkeys(known, OFF[source.group]))
         self._sampled = sampling
+        on = [source for source in self._sources if source.group is None or source.group in sampling]
+        return [source for source in on if source.cadence is Cadence.TICK], on
 
     def hear_xid(self, number: int) -> None:
         """An XID of this device came (from the events' thread)."""

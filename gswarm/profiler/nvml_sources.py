@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from nvitop import libnvml
 
@@ -12,6 +13,7 @@ from gswarm.profiler.metrics import BY_NAME, NVLINK_LINKS, UNSUPPORTED, Absent, 
 
 NEVER = (libnvml.NVMLError_NotSupported, libnvml.NVMLError_FunctionNotFound)
 """Answers that will not change while the driver runs; any other error may pass."""
+LOST = libnvml.NVMLError_GpuIsLost
 _NEVER_CODES = frozenset({libnvml.NVML_ERROR_NOT_SUPPORTED, libnvml.NVML_ERROR_FUNCTION_NOT_FOUND})
 _FIELD_NEVER_CODES = _NEVER_CODES | {libnvml.NVML_ERROR_INVALID_ARGUMENT}
 """Of a field value: one that this driver does not know, or a link that this GPU does not have."""
@@ -30,7 +32,10 @@ class Source(Protocol):
     group: Group | None
 
     def read(self, into: Reading) -> bool:
-        """Put its metrics there, values or why there is none; False: they will never change, do not ask again."""
+        """Put its metrics there, values or why there is none; False: they will never change, do not ask again.
+
+        Raises LOST when the whole device is gone.
+        """
 
 
 class Call(NamedTuple):
@@ -122,6 +127,20 @@ GPM_METRICS: Mapping[str, tuple[int, float]] = {
 _BETWEEN = Absent("measured between two samples")
 
 
+class _GpmAnswer(ctypes.Structure):
+    """nvmlGpmMetric_t, laid over pynvml's own in place: whose attributes take several times as long to read."""
+
+    _fields_: ClassVar = [
+        ("number", ctypes.c_uint),
+        ("code", ctypes.c_uint),
+        ("value", ctypes.c_double),
+        ("names", ctypes.c_char_p * 3),
+    ]
+
+
+_ANSWERS_AT = libnvml.c_nvmlGpmMetricsGet_t.metrics.offset
+
+
 class OneCall:
     """What one NVML function gives."""
 
@@ -143,6 +162,8 @@ class OneCall:
                 return self.read(into)
             into.update(dict.fromkeys(self.metrics, UNSUPPORTED))
             return False
+        except LOST:
+            raise
         except libnvml.NVMLError as error:
             into.update(dict.fromkeys(self.metrics, Absent(str(error))))
             return True
@@ -222,9 +243,9 @@ class Gpm:
 
     def _ask_for(self) -> None:
         self._request.numMetrics = len(self._metrics)
-        self._answers = [self._request.metrics[i] for i in range(len(self._metrics))]
+        self._answers = list((_GpmAnswer * len(self._metrics)).from_buffer(self._request, _ANSWERS_AT))
         for answer, (_, (number, _)) in zip(self._answers, self._metrics, strict=True):
-            answer.metricId = number
+            answer.number = number
 
     def read(self, into: Reading) -> bool:
         """Take a sample, compare it with the one before."""
@@ -240,18 +261,21 @@ class Gpm:
                 return True
             self._request.sample1, self._request.sample2 = self._newer, self._older
             libnvml.nvmlGpmMetricsGet(self._request)
+        except LOST:
+            raise
         except libnvml.NVMLError as error:
             into.update(dict.fromkeys((metric for metric, _ in self._metrics), Absent(str(error))))
             return True
         is_lasting = True
         for answer, (metric, (_, scale)) in zip(self._answers, self._metrics, strict=True):
-            if answer.nvmlReturn == libnvml.NVML_SUCCESS:
+            code = answer.code
+            if not code:
                 value = answer.value * scale
                 into[metric] = value if math.isfinite(value) else Absent("not a number")
-            elif answer.nvmlReturn in _NEVER_CODES:
+            elif code in _NEVER_CODES:
                 into[metric], is_lasting = UNSUPPORTED, False
             else:
-                into[metric] = Absent(str(libnvml.NVMLError(answer.nvmlReturn)))
+                into[metric] = Absent(str(libnvml.NVMLError(code)))
         if not is_lasting:
             self._metrics = [entry for entry in self._metrics if into[entry[0]] is not UNSUPPORTED]
             self._ask_for()
@@ -273,8 +297,3 @@ def sources(handle: Any, instance: tuple[Any, int] | None = None) -> list[Source
             source.group = Group.PCIE
             found.append(source)
     return found
-
-
-def names(sources: Iterable[Source]) -> list[str]:
-    """The metrics of several sources."""
-    return [metric for source in sources for metric in source.metrics]

@@ -43,8 +43,8 @@ class Packer:
             name
             for reading in readings
             if not isinstance(reading, Absent)
-            for name, value in reading.items()
-            if name not in self._column and name in self._known and value not in _NOT_GIVEN
+            for name in reading.keys() - self._column.keys()
+            if name in self._known and reading[name] not in _NOT_GIVEN
         }
         if not fresh:
             return False
