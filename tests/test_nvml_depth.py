@@ -180,6 +180,24 @@ def test_mig_instances_are_devices_of_their_own(tmp_path: Path) -> None:
     assert gpus[0]["gpu_util_percent"] == NOT_GIVEN and gpus[0]["sm_active_percent"] == 2.0
 
 
+XIDS = """
+    import queue
+    from gswarm.profiler import nvml
+    told = queue.Queue()
+    gpus = nvml.discover("n1", (), lambda gpu, number: told.put((gpu.index, number)))
+    for gpu in gpus:
+        gpu.read()
+    print(sorted(told.get(timeout=20) for _ in range(4)))
+    print([gpu.read()["xid_last"] for gpu in gpus])
+"""
+
+
+def test_an_xid_concerns_its_mig_instance_or_all_of_a_gpu(tmp_path: Path) -> None:
+    # The stub's instances are 7 and 8.
+    done = child(XIDS, Stub(tmp_path, "devices 2", "mig 0 2", "xid 0 13 8", "xid 1 31", "xid 0 79").env)
+    assert done.stdout.splitlines() == ["[(0, 79), (1, 13), (1, 79), (2, 31)]", "[79, 79, 31]"], done.stderr
+
+
 TOPOLOGY = """
     import json
     from gswarm.profiler import nvml

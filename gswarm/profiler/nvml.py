@@ -31,7 +31,7 @@ def discover(node: str, extra: Sequence[str] = (), on_xid: XidListener | None = 
     from nvitop import Device, libnvml
 
     from gswarm.profiler.gpu import Gpu, Mute
-    from gswarm.profiler.xids import Xids
+    from gswarm.profiler.xids import WHOLE_GPU, Xids
 
     # Told in our words; nvitop writes a red FATAL ERROR on every machine that simply has no GPU.
     logging.getLogger(libnvml.LOGGER.name).setLevel(logging.CRITICAL + 1)
@@ -39,7 +39,10 @@ def discover(node: str, extra: Sequence[str] = (), on_xid: XidListener | None = 
 
     def heard(uuid: str, instance: int, number: int) -> None:
         for gpu in found:
-            if isinstance(gpu, Gpu) and gpu.physical_id == uuid and gpu.gpu_instance in (None, instance):
+            if not isinstance(gpu, Gpu) or gpu.physical_id != uuid:
+                continue
+            # What concerns a whole GPU in MIG mode concerns every instance of it.
+            if gpu.gpu_instance is None or instance in (gpu.gpu_instance, WHOLE_GPU):
                 gpu.hear_xid(number)
                 if on_xid is not None:
                     on_xid(gpu, number)

@@ -25,6 +25,7 @@ RETRY_S = (5.0, 60.0)
 FASTEST_S = 0.1
 USAGE_S = 15.0
 """How often it is told what the processes on a device use."""
+XID_PAUSE_S = 10.0
 HUNG = "the driver does not answer"
 _GROUPS = {
     profiler_pb2.SAMPLING_GROUP_PCIE: Group.PCIE,
@@ -100,6 +101,7 @@ class ProfilerWorker:
         self._states: list[str] = []
         self._processes: dict[str, tuple[Sequence[cluster_pb2.DeviceProcess], float]] = {}
         """Device id to what was told last, and when."""
+        self._xids: dict[tuple[str, int], float] = {}
         self._seq = 0
         self._changed = asyncio.Event()
 
@@ -185,9 +187,13 @@ class ProfilerWorker:
                 self._processes[device.id] = (found, now)
 
     def xid(self, gpu: Gpu, number: int) -> None:
-        """A GPU reported an XID: an event, kept until the host has it."""
+        """A GPU reported an XID: an event, kept until the host has it; one that comes in floods is told now and then."""
         from gswarm.profiler.xids import BY_PROGRAM, MEANINGS
 
+        now = time.monotonic()
+        if now - self._xids.get((gpu.id, number), -XID_PAUSE_S) < XID_PAUSE_S:
+            return
+        self._xids[gpu.id, number] = now
         severity = common_pb2.SEVERITY_WARNING if number in BY_PROGRAM else common_pb2.SEVERITY_ERROR
         self.agent.link.report(
             event=agent_pb2.NodeEvent(

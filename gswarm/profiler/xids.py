@@ -17,6 +17,8 @@ log = logging.getLogger("gswarm.agent")
 WAIT_MS = 5_000
 PAUSE_S = 5.0
 _XID = libnvml.nvmlEventTypeXidCriticalError
+WHOLE_GPU = 2**32 - 1
+"""What NVML gives for a GPU instance that an event has not."""
 _NONE = Absent("none since the agent started")
 # NVIDIA, "XID Errors" (docs.nvidia.com/deploy/xid-errors): those met most.
 MEANINGS = {
