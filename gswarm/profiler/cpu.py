@@ -34,7 +34,7 @@ class Cpu:
         identity = machine.read_text().strip() if machine.exists() else platform.node()
         self.id = "CPU-" + hashlib.blake2b(f"{identity}/{node}".encode(), digest_size=8).hexdigest()
         psutil.cpu_percent()  # the first call only sets the mark that later ones measure from
-        self._agent = (time.monotonic(), _own_cpu_s())
+        self._agent = (time.monotonic(), time.process_time())
         self._slow: Reading = {}
         self._slow_at = 0.0
 
@@ -87,7 +87,7 @@ class Cpu:
 
     def _own_cost(self, now: float) -> Reading:
         """Of this very process: the agent without the backends it started."""
-        (before, spent), used = self._agent, _own_cpu_s()
+        (before, spent), used = self._agent, time.process_time()
         reading: Reading = {}
         if now > before:
             reading["agent_cpu_percent"] = 100 * (used - spent) / (now - before)
@@ -102,11 +102,6 @@ class Cpu:
     def free_bytes(self) -> int | None:
         """Memory that can be had without swapping."""
         return int(psutil.virtual_memory().available)
-
-
-def _own_cpu_s() -> float:
-    spent = os.times()
-    return spent.user + spent.system
 
 
 def _network() -> tuple[int, int] | None:

@@ -153,7 +153,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("disk_written_bytes", "B", COUNTER, "psutil.disk_io_counters().write_bytes, all disks (CPU only)"),
     Metric("network_rx_bytes", "B", COUNTER, "psutil.net_io_counters().bytes_recv without loopback (CPU only)"),
     Metric("network_tx_bytes", "B", COUNTER, "psutil.net_io_counters().bytes_sent without loopback (CPU only)"),
-    Metric("agent_cpu_percent", "%", F32, "os.times() of the agent itself, of one core (CPU only)"),
+    Metric("agent_cpu_percent", "%", F32, "time.process_time() of the agent itself, of one core (CPU only)"),
     Metric("agent_memory_bytes", "B", U64, "/proc/self/statm, resident memory of the agent itself (CPU only)"),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
