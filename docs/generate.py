@@ -12,8 +12,18 @@ from gswarm.catalogue import Action, Parameter, actions
 from gswarm.errors import ExitCode
 from gswarm.facegen import ABOUT
 from gswarm.host.rest import PREFIX, path_of
+from gswarm.profiler.matrix import MEANINGS
 from gswarm.profiler.metrics import CLOCK_EVENTS, METRICS, SLOW_S, THROTTLES, Metric, Type
+from gswarm.profiler.types import NodeTopology, TopologyRow
 
+SAMPLE = NodeTopology(
+    "n1",
+    (
+        TopologyRow("gpu0", ("X", "NV18", "SYS"), "0-31", 0),
+        TopologyRow("gpu1", ("NV18", "X", "SYS"), "0-31", 0),
+        TopologyRow("gpu2", ("SYS", "SYS", "X"), "32-63", 1),
+    ),
+)
 HERE = Path(__file__).parent
 MEANS = {
     ExitCode.OK: "done",
@@ -135,6 +145,15 @@ def metrics() -> str:
         "`gswarm client connect --extra-metrics NAME` samples any other property of nvitop's `Device` that takes no argument and",
         "gives a number; `client.extra_metrics` in config.yaml does the same. XID errors are events (`device.xid`) too.",
         "Processes are shown with their device (`gswarm device show`): user, program and script, never their arguments.",
+        "",
+        "How the GPUs of a node reach each other is told once, when its agent starts, in the words of `nvidia-smi topo -m`:",
+        "",
+        "```console",
+        "$ gswarm profiler topology n1",
+        *SAMPLE.lines(),
+        "```",
+        "",
+        *(f"- `{short}`: {meaning}" for short, meaning in MEANINGS.items()),
         "",
         *table(("metric", "unit", "type", "read", "where it comes from"), [metric_row(m) for m in single]),
         "## Types",

@@ -312,7 +312,9 @@ def _parts(label: str, members: Sequence[Any]) -> list[tuple[str, str]]:
             pairs += [(label, ""), *((f"  {name}", told) for name, told in below)]
         else:
             told = "  ".join(told.partition(" (")[0] for _, told in below if told not in ("-", units.NA))
-            pairs.append((f"  {label.removesuffix('es' if label.endswith('sses') else 's')}" if number == 0 else "", told))
+            pairs.append(
+                (f"  {label.removesuffix('es' if label.endswith('sses') else 's')}" if number == 0 else "", told)
+            )
     return pairs
 
 

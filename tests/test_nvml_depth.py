@@ -298,6 +298,8 @@ async def test_slow_metrics_are_switched_while_the_agent_runs_and_stay_so(runnin
             assert "nvlink_rx_kib" not in mirror.samples[FIRST]
             assert (await swarm.profiler.sampling(nvlink="on")).changed == 1
             assert (await swarm.profiler.sampling(nvlink="on")).changed == 0
+            (event,) = await swarm.event.list(filter=["type=profiler.sampling"])
+            assert (event.message, event.actor, event.subject) == ("n1 samples nvlink", "local", "n1")
             values = await seen(mirror, lambda: mirror.samples[FIRST], lambda values: "nvlink1_tx_kib" in values)
             assert values["nvlink_rx_kib"] == 2**40 + 1001 and "nvlink2_tx_kib" not in values
             process.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gswarm.errors import InvalidError, NotFoundError
+from gswarm.host.selection import enum_word
 from gswarm.host.store import Transaction
 from gswarm.names import near
 from gswarm.v1.cluster_pb2 import Node
@@ -17,7 +18,7 @@ def switch(request: SetSamplingRequest) -> Callable[[Transaction], SetSamplingRe
     if not on | off:
         raise InvalidError("nothing is to be switched", next="give --pcie on or --nvlink off, for example")
     if both := on & off:
-        raise InvalidError(f"{SamplingGroup.Name(min(both))} cannot be both on and off")
+        raise InvalidError(f"{enum_word(SamplingGroup.DESCRIPTOR, min(both))} cannot be both on and off")
 
     def operation(tx: Transaction) -> SetSamplingResponse:
         names = [node.name for node in tx.list(Node)]
@@ -31,6 +32,8 @@ def switch(request: SetSamplingRequest) -> Callable[[Transaction], SetSamplingRe
                 continue
             node.sampling[:] = wanted
             tx.put(node)
+            words = [enum_word(SamplingGroup.DESCRIPTOR, number) for number in wanted]
+            tx.event("profiler.sampling", f"{name} samples {' and '.join(words) or 'no slow metrics'}", subject=node)
             changed += 1
         return SetSamplingResponse(revision=tx.revision, changed=changed)
 
