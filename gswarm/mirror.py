@@ -96,7 +96,7 @@ class Samples:
 
     def feed(self, response: cluster_pb2.WatchResponse) -> bool:
         """Take schemas and ticks of a message; True when anything came."""
-        from gswarm.host.samples import values
+        from gswarm.host.samples import table
 
         for schema in response.schemas:
             self._schemas[schema.node, schema.id] = schema
@@ -107,8 +107,8 @@ class Samples:
             at = tick.time_unix_us / 1e6
             if any(self.at.get(device, 0.0) > at for device in schema.device_ids):
                 continue
-            for row, device in enumerate(schema.device_ids):
-                self.values[device] = {name: v for name, v in values(schema, tick, row) if v is not None}
+            for device, given in zip(schema.device_ids, table(schema, tick), strict=True):
+                self.values[device] = given
                 self.at[device] = at
                 self._forget_reasons(device)
             self._explain(schema, tick.absent)

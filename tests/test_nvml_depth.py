@@ -198,6 +198,32 @@ def test_an_xid_concerns_its_mig_instance_or_all_of_a_gpu(tmp_path: Path) -> Non
     assert done.stdout.splitlines() == ["[(0, 79), (1, 13), (1, 79), (2, 31)]", "[79, 79, 31]"], done.stderr
 
 
+FALLEN = """
+    import queue
+    from gswarm.profiler import nvml
+    told = queue.Queue()
+    gpus = nvml.discover("n1", (), lambda gpu, number: told.put((gpu.index, number)))
+    for gpu in gpus:
+        gpu.read()
+    print("ready", flush=True)
+    print(told.get(timeout=20), gpus[1].read(), flush=True)
+"""
+
+
+def test_the_xid_of_a_gpu_that_has_fallen_off_the_bus_is_heard(tmp_path: Path) -> None:
+    stub = Stub(tmp_path, "devices 2")
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(FALLEN)],
+        env={**os.environ, **stub.env},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        stub.set("devices 2", f"fail 1 * {LOST}", "xid 1 79")
+        told = process.communicate(timeout=30)[0]
+    assert told == "(1, 79) Absent(reason='lost: GPU is lost')\n"
+
+
 TOPOLOGY = """
     import json
     from gswarm.profiler import nvml

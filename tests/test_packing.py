@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gswarm.host.samples import SampleHub, values
+from gswarm.host.samples import SampleHub, table, values
 from gswarm.mirror import Samples
 from gswarm.profiler.metrics import METRICS, OFF, UNSUPPORTED, Absent, Group, Metric, Reading, Type
 from gswarm.profiler.packing import REMIND_S, Packer
@@ -84,6 +84,21 @@ def test_what_was_read_is_what_is_seen_from_the_start_and_by_who_comes_late(
         for reading in readings:
             if not isinstance(reading, Absent):
                 assert {name for name, value in reading.items() if value != UNSUPPORTED} <= announced
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60), st.binary(max_size=60), st.data())
+def test_a_whole_tick_read_at_once_is_what_it_is_read_one_by_one(
+    f32: bytes, i32: bytes, u64: bytes, data: st.DataObject
+) -> None:
+    kinds = st.sampled_from(profiler_pb2.ColumnType.values()[1:])
+    columns = [
+        profiler_pb2.MetricColumn(name=f"m{i}", type=data.draw(kinds), scale=data.draw(st.sampled_from([0, 0, 2])))
+        for i in range(data.draw(st.integers(0, 6)))
+    ]
+    schema = profiler_pb2.MetricSchema(node="n1", id=1, columns=columns, device_ids=DEVICES)
+    tick = profiler_pb2.SampleTick(node="n1", seq=1, schema_id=1, f32=f32, i32=i32, u64=u64)
+    one_by_one = [{n: v for n, v in values(schema, tick, row) if v is not None} for row in range(len(DEVICES))]
+    assert table(schema, tick) == one_by_one
 
 
 def test_a_metric_that_no_device_gives_costs_nothing() -> None:

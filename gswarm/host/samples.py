@@ -153,6 +153,30 @@ def _remember_reasons(node: _Node, tick: profiler_pb2.SampleTick) -> None:
         row[absent.column] = absent
 
 
+def table(schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick) -> list[dict[str, float | int]]:
+    """What each device of a tick gives, by metric; what is NA is left out. Several times as fast as `values` for each."""
+    import numpy as np
+
+    slots: dict[str, list[tuple[str, int]]] = {"f32": [], "i32": [], "u64": []}
+    for column in schema.columns:
+        slots[_NUMPY[column.type][0]].append((column.name, column.scale))
+    found: list[dict[str, float | int]] = [{} for _ in schema.device_ids]
+    for slot, dtype in set(_NUMPY.values()):
+        names, raw = [name for name, _ in slots[slot]], getattr(tick, slot)
+        if not names:
+            continue
+        packed = np.frombuffer(raw[: len(raw) - len(raw) % np.dtype(dtype).itemsize], dtype)
+        whole = min(len(packed) // len(names), len(found))
+        scales = [(name, 10**scale) for name, scale in slots[slot] if scale and slot != "f32"]
+        missing = {"i32": NA_I32, "u64": NA_U64}.get(slot)
+        for given, row in zip(found, packed[: whole * len(names)].reshape(whole, len(names)).tolist(), strict=False):
+            # NaN, the NA of floats, is the one value that differs from itself.
+            mine = {name: v for name, v in zip(names, row, strict=True) if v != missing and v == v}
+            given.update(mine)
+            given.update((name, mine[name] / factor) for name, factor in scales if name in mine)
+    return found
+
+
 def values(
     schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick, device: int
 ) -> Iterator[tuple[str, float | int | None]]:

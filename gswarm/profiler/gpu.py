@@ -45,7 +45,7 @@ class Gpu:
         self._driver = "" if version == "N/A" else str(version)
         self._processes = Processes(self.handle)
         self._sources: list[Source] = [*sources(self.handle, instance), self._processes]
-        self._xid = LastXid(self.physical, xids) if xids is not None else None
+        self._xid = LastXid(self.physical, self.physical_id, xids) if xids is not None else None
         if self._xid is not None:
             self._sources.append(self._xid)
         if extra:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 import time
@@ -60,14 +61,18 @@ class Xids:
         self._set: Any = None
         self._is_heard = False
         self._lock = threading.Lock()
+        self._uuids: dict[int | None, str] = {}
+        """By handle: a GPU that has fallen off the bus, which is an XID, does not tell its UUID any more."""
 
-    def register(self, handle: Any) -> None:
+    def register(self, handle: Any, uuid: str) -> None:
         """Hear of this device too; starts the thread with the first. Raises NVMLError where there are no events."""
-        with self._lock:
-            if self._set is None:
-                self._set = libnvml.nvmlEventSetCreate()
+        if self._set is None:
+            made = libnvml.nvmlEventSetCreate()  # not under the lock: a driver that hangs here holds up no other device
+            with self._lock:
+                self._set = self._set or made
         libnvml.nvmlDeviceRegisterEvents(handle, _XID, self._set)
         with self._lock:
+            self._uuids[_address(handle)] = uuid
             if not self._is_heard:
                 self._is_heard = True
                 threading.Thread(target=self._wait, name="nvml-xids", daemon=True).start()
@@ -76,12 +81,17 @@ class Xids:
         while True:
             try:
                 event = libnvml.nvmlEventSetWait_v2(self._set, WAIT_MS)
-                self._told(libnvml.nvmlDeviceGetUUID(event.device), event.gpuInstanceId, event.eventData)
+                uuid = self._uuids.get(_address(event.device)) or libnvml.nvmlDeviceGetUUID(event.device)
+                self._told(uuid, event.gpuInstanceId, event.eventData)
             except libnvml.NVMLError_Timeout:
                 continue
             except libnvml.NVMLError as error:
                 log.warning("XIDs cannot be waited for: %s", error)
                 time.sleep(PAUSE_S)
+
+
+def _address(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 class LastXid:
@@ -91,9 +101,9 @@ class LastXid:
     cadence = Cadence.TICK
     group: Group | None = None
 
-    def __init__(self, handle: Any, xids: Xids) -> None:
-        """`handle` is that of the whole GPU, for a MIG device too."""
-        self._handle, self._xids = handle, xids
+    def __init__(self, handle: Any, uuid: str, xids: Xids) -> None:
+        """Handle and UUID are those of the whole GPU, for a MIG device too."""
+        self._handle, self._uuid, self._xids = handle, uuid, xids
         self._is_registered = False
         self.last: int | None = None
 
@@ -101,7 +111,7 @@ class LastXid:
         """The last number heard of."""
         if not self._is_registered:
             try:
-                self._xids.register(self._handle)
+                self._xids.register(self._handle, self._uuid)
             except NEVER:
                 into["xid_last"] = UNSUPPORTED
                 return False
