@@ -17,6 +17,8 @@ from gswarm.cluster.types import Device, DeviceKind, Event, PathKind, SamplingGr
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.profiler import metrics
 from gswarm.profiler.metrics import BY_NAME, METRICS, clock_events
+from gswarm.profiler.recording import Recording
+from gswarm.profiler.types import Session, session_sealed
 from tests.support.cluster import Cluster, cluster, seen
 from tests.support.nvml import FUNCTION_NOT_FOUND, LOST, NOT_SUPPORTED, UNKNOWN, Stub, compiler
 from tests.test_nvml import UNITS, child, readings
@@ -366,6 +368,21 @@ async def test_late_watchers_learn_why_values_are_missing(running: Cluster, tmp_
                 assert late.reasons[FIRST]["fan_percent"] == "Unknown Error"
                 assert late.reasons[second]["power_mw"] == "not supported"
                 assert {d: dict(r) for d, r in late.reasons.items()} == {d: dict(r) for d, r in early.reasons.items()}
+
+
+async def test_a_recording_that_starts_late_knows_why_values_are_missing(running: Cluster, tmp_path: Path) -> None:
+    stub = Stub(tmp_path, "devices 1", f"fail 0 nvmlDeviceGetFanSpeed {UNKNOWN}")
+    with running.agent_process("n1", stub.env, tmp_path):
+        async with running.swarm.mirror(samples=True) as mirror:
+            start = await seen(mirror, lambda: mirror.sampled_at.get(FIRST, 0.0), bool)
+            await seen(mirror, lambda: mirror.sampled_at[FIRST], lambda at: at > start + 1)
+            await running.swarm.profiler.start(name="late", interval=0.2)
+            await seen(mirror, lambda: mirror.rows(Session).get("late", Session()).ticks, lambda ticks: ticks >= 5)
+            stopped = await running.swarm.wait(session_sealed, await running.swarm.profiler.stop("late"), timeout=60)
+    with Recording.open(Path(stopped.path)) as recording:
+        async with recording.mirror() as past:
+            assert past.reasons[FIRST]["fan_percent"] == "Unknown Error"
+            assert past.reasons[FIRST]["load_1m"] == "not supported" and past.samples[FIRST]["power_mw"] == 130_000
 
 
 EXTRA = """

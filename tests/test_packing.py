@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +109,26 @@ def test_a_metric_that_no_device_gives_costs_nothing() -> None:
     lean = node.tick(given, given)
     assert [column.name for column in node.packer.schema.columns] == ["gpu_util_percent", "power_mw"]
     assert len(lean.f32) == len(lean.i32) == 8 and not lean.u64 and not lean.absent
+
+
+def test_ticks_from_before_the_table_grew_are_read_as_they_were() -> None:
+    """One layout with the number 1, memory typed as a counter, every reason in every tick."""
+    wire = profiler_pb2.COLUMN_TYPE_GAUGE_F32, profiler_pb2.COLUMN_TYPE_COUNTER_U64
+    columns = [
+        profiler_pb2.MetricColumn(name=name, type=kind)
+        for name, kind in zip(("fan_percent", "memory_used_bytes"), wire, strict=True)
+    ]
+    schema = profiler_pb2.MetricSchema(node="n1", id=1, device_ids=["GPU-1"], columns=columns)
+    told = profiler_pb2.Absent(device=0, column=0, reason="not supported")
+    samples = Samples()
+    for seq in (1, 2):
+        tick = profiler_pb2.SampleTick(
+            node="n1", seq=seq, time_unix_us=seq, schema_id=1, absent=[told], f32=struct.pack("<f", float("nan")),
+            u64=struct.pack("<Q", 6 << 30),
+        )  # fmt: skip
+        samples.feed(cluster_pb2.WatchResponse(schemas=[schema] if seq == 1 else [], ticks=[tick]))
+    assert samples.values == {"GPU-1": {"memory_used_bytes": 6 << 30}}
+    assert samples.reasons == {"GPU-1": {"fan_percent": "not supported"}}
 
 
 def test_what_is_switched_off_is_no_column_before_it_was_on_and_says_so_after() -> None:
