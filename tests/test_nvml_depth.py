@@ -424,6 +424,17 @@ def test_any_other_number_of_nvitop_can_be_sampled_by_name(tmp_path: Path) -> No
     assert "no property" in extra(stub, "from_cuda_visible_devices")["refused"]
 
 
+def test_an_extra_metric_is_no_reason_to_fail_where_there_is_no_gpu(tmp_path: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").write_bytes(b"no library")  # shadows a real driver
+    code = """
+        from gswarm.profiler.devices import discover
+        machine = discover("n1", "", ["memory_percent"])
+        print([device.id[:4] for device in machine.devices], machine.metrics[-1].name)
+    """
+    done = child(code, {"LD_LIBRARY_PATH": str(tmp_path)})
+    assert (done.stdout, done.returncode) == ("['CPU-'] memory_percent\n", 0), done.stderr
+
+
 async def test_extra_metrics_reach_the_host(running: Cluster, tmp_path: Path) -> None:
     env = {**Stub(tmp_path, "devices 1").env, "GSWARM_CLIENT_EXTRA_METRICS": "memory_percent"}
     async with running.swarm.mirror(samples=True) as mirror:

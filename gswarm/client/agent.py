@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import platform
@@ -161,7 +162,8 @@ class Agent:
 
     def _xid(self, gpu: Gpu, number: int) -> None:
         """Called in the thread that waits for NVML's events."""
-        self.loop.call_soon_threadsafe(self.profiler.xid, gpu, number)
+        with contextlib.suppress(RuntimeError):  # the loop has ended: so does this process
+            self.loop.call_soon_threadsafe(self.profiler.xid, gpu, number)
 
     def _hello(self, outbox: Outbox) -> agent_pb2.Hello:
         node = cluster_pb2.Node(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from nvitop import Device, libnvml
+from nvitop import Device
 
 from gswarm.errors import InvalidError
 from gswarm.names import near
@@ -53,11 +54,11 @@ def check(names: Sequence[str]) -> None:
 
 
 def metric(name: str, device: Any) -> Metric:
-    """Its column, of the type of what the device gives now. Raises InvalidError when that is something else than a number."""
-    try:
-        told = _ask(device, name)
-    except libnvml.NVMLError:
-        told = None
+    """Its column, of the type of what the device, if there is one, gives now. Raises InvalidError when that is no number."""
+    told = None
+    if device is not None:
+        with contextlib.suppress(Exception):  # it is asked again with each sample, which then says what is wrong
+            told = _ask(device, name)
     if told is not None and not isinstance(told, int | float):
         raise InvalidError(f"{name} of nvitop's Device is no number", why=f"it gives {told!r}", field="extra_metrics")
     kind = Type.U64 if isinstance(told, int) else Type.F32

@@ -31,6 +31,7 @@ _TOLD = frozenset(
     }
 )  # fmt: skip
 """What the lines below say, or the ledger does."""
+_SPOILT = {"retired_pages": "pages retired", "remapped_rows": "rows remapped"}
 
 
 def line(label: str, text: str, style: str = "text") -> Spans:
@@ -75,9 +76,6 @@ def _alarms(values: Values) -> list[Spans]:
     if spoilt:
         found.append(line("memory", ", ".join(spoilt), "changing"))
     return found
-
-
-_SPOILT = {"retired_pages": "pages retired", "remapped_rows": "rows remapped"}
 
 
 def _clocks(values: Values) -> list[Spans]:
