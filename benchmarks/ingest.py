@@ -101,15 +101,17 @@ async def start(*arguments: str) -> AsyncIterator[Server]:
 
 def real_ticks(name: str, devices: int) -> tuple[profiler_pb2.MetricSchema, list[cluster_pb2.Device], bytes]:
     """Schema, devices and one tick, made by the very code that agents use."""
-    from gswarm.profiler.metrics import columns
-    from gswarm.profiler.packing import pack
+    from gswarm.profiler.packing import Packer
     from gswarm.profiler.simulated import parse
 
     found = parse(name, f"{devices}xH100", first_index=0)
-    tick = pack([device.read() for device in found], seq=1, time_unix_us=1, schema_id=1)
+    packer = Packer(name, [device.id for device in found])
+    readings = [device.read() for device in found]
+    packer.admit(readings)
+    packer.pack(readings, seq=1, time_unix_us=1)  # the first one tells what no device gives
+    tick = packer.pack(readings, seq=2, time_unix_us=2)
     tick.node = name
-    schema = profiler_pb2.MetricSchema(node=name, id=1, columns=columns(), device_ids=[d.id for d in found])
-    return schema, [device.describe() for device in found], tick.SerializeToString()
+    return packer.schema, [device.describe() for device in found], tick.SerializeToString()
 
 
 class Node:

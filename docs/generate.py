@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the code: commands, exit codes, metrics, settings. With --check says whether it differs."""
+"""Writes docs/reference.md and docs/metrics.md from the code. With --check says whether they differ."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ from gswarm.catalogue import Action, Parameter, actions
 from gswarm.errors import ExitCode
 from gswarm.facegen import ABOUT
 from gswarm.host.rest import PREFIX, path_of
-from gswarm.profiler.metrics import METRICS
+from gswarm.profiler.matrix import MEANINGS
+from gswarm.profiler.metrics import CLOCK_EVENTS, METRICS, SLOW_S, THROTTLES, Metric, Type
+from gswarm.profiler.types import NodeTopology, TopologyRow
 
-TARGET = Path(__file__).with_name("reference.md")
+SAMPLE = NodeTopology(
+    "n1",
+    (
+        TopologyRow("gpu0", ("X", "NV18", "SYS"), "0-31", 0),
+        TopologyRow("gpu1", ("NV18", "X", "SYS"), "0-31", 0),
+        TopologyRow("gpu2", ("SYS", "SYS", "X"), "32-63", 1),
+    ),
+)
+HERE = Path(__file__).parent
 MEANS = {
     ExitCode.OK: "done",
     ExitCode.FAILED: "it was tried and failed",
@@ -86,13 +96,8 @@ def reference() -> str:
         "## Exit codes",
         "",
         *table(("code", "means"), [(str(int(code)), MEANS[code]) for code in ExitCode]),
-        "## Metrics",
+        "Metrics have [a page of their own](metrics.md).",
         "",
-        "What each device is asked every second. What it does not give is `NA`, never 0.",
-        "",
-        *table(
-            ("metric", "unit", "where it comes from"), [(f"`{m.name}`", m.unit or "count", m.source) for m in METRICS]
-        ),
     ]
     for domain, members in groups.items():
         lines += [f"## {domain or 'gswarm'}: {ABOUT.get(domain, '')}", ""]
@@ -101,16 +106,80 @@ def reference() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def metric_row(m: Metric) -> tuple[str, ...]:
+    """One metric; those of single NVLinks stand for all of them."""
+    name, source = m.name, m.source
+    if name.startswith("nvlink0_"):
+        name, source = name.replace("0", "N"), source.replace(", 0)", ", N)")
+    read = m.cadence.value + (f", with `profiler sampling --{m.group.value} on`" if m.group else "")
+    return (f"`{name}`", m.unit or "-", m.type.value, read, source)
+
+
+def metrics() -> str:
+    """The metrics page."""
+    single = [m for m in METRICS if not (m.name.startswith("nvlink") and m.name[6].isdigit() and m.name[6:8] != "0_")]
+    kinds = [
+        (f"`{Type.F32.value}`", "float32", "NaN"),
+        (f"`{Type.I32.value}`", "int32", "-2147483648"),
+        (f"`{Type.U64.value}`", "whole number of 64 bits that may fall", "2^64-1"),
+        (f"`{Type.COUNTER.value}`", "whole number of 64 bits that only grows, but for a reset of the device", "2^64-1"),
+        (f"`{Type.MASK.value}`", "a set of bits", "2^64-1"),
+    ]
+    bits = [(f"`{bit:#05x}`", name, "yes" if bit & THROTTLES else "") for bit, name in CLOCK_EVENTS]
+    lines = [
+        "# Metrics",
+        "",
+        "Written by `python docs/generate.py` from `gswarm/profiler/metrics.py`; `gswarm profiler metrics` lists the same.",
+        "",
+        "The unit is in the name. KiB is 1,024 bytes, never kilobits; counters stay 64 bits wide all the way into the",
+        "recording. What a device does not give is `NA` with a reason, never 0: `not supported` is remembered, any other error is",
+        "asked again. A column is sent once a device of the node gives it; a metric that no device of a node supports costs nothing.",
+        f"What moves slowly is read every {SLOW_S:.0f} s, and once what does not move; a tick carries the last value of those.",
+        "",
+        "The metrics of SMs, tensor cores and DRAM are those of NVML's GPM: Hopper and newer, without root, and without the lock",
+        "that other profilers fight for. GPM tells PCIe and NVLink traffic too. `nvmlDeviceGetPcieThroughput`, which older",
+        "devices need for that, measures for 20 ms and blocks as long, twice a sample: it is off until",
+        "`gswarm profiler sampling --pcie on`. The counters of single NVLinks are 38 columns a GPU, and off until",
+        "`gswarm profiler sampling --nvlink on`. Both are switched while agents run, on all nodes or with `--nodes` on some.",
+        "",
+        "`gswarm client connect --extra-metrics NAME` samples any other property of nvitop's `Device` that takes no argument and",
+        "gives a number; `client.extra_metrics` in config.yaml does the same. XID errors are events (`device.xid`) too.",
+        "Processes are shown with their device (`gswarm device show`): user, program and script, never their arguments.",
+        "",
+        "How the GPUs of a node reach each other is told once, when its agent starts, in the words of `nvidia-smi topo -m`:",
+        "",
+        "```console",
+        "$ gswarm profiler topology n1",
+        *SAMPLE.lines(),
+        "```",
+        "",
+        *(f"- `{short}`: {meaning}" for short, meaning in MEANINGS.items()),
+        "",
+        *table(("metric", "unit", "type", "read", "where it comes from"), [metric_row(m) for m in single]),
+        "## Types",
+        "",
+        *table(("type", "is", "NA is"), kinds),
+        "## Bits of `clock_event_reasons`",
+        "",
+        *table(("bit", "name", "too hot, or power fails"), bits),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+PAGES = {"reference.md": reference, "metrics.md": metrics}
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 when the page differs")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a page differs")
     options = parser.parse_args()
-    text = reference()
-    if not options.check:
-        TARGET.write_text(text)
-    elif not TARGET.exists() or TARGET.read_text() != text:
-        sys.exit("docs/reference.md is not what the code says. Run: python docs/generate.py")
+    for name, write in PAGES.items():
+        target, text = HERE / name, write()
+        if not options.check:
+            target.write_text(text)
+        elif not target.exists() or target.read_text() != text:
+            sys.exit(f"docs/{name} is not what the code says. Run: python docs/generate.py")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ class ClientConfig:
     """Devices to add that exist only as numbers, for example "8xH100" or "2xA100+1xH200"."""
     file_roots: tuple[str, ...] = ()
     """Directories that file:// sources may be read from when host or agent is beyond loopback."""
+    extra_metrics: tuple[str, ...] = ()
+    """Properties of nvitop's Device to sample as well, for example "memory_percent"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gswarm.data.actions import PutType
     from gswarm.data.types import Chunk
     from gswarm.model.types import Model, Placement, Service
-    from gswarm.profiler.types import Exported, Session
+    from gswarm.profiler.types import Exported, Sampling, Session, Topology
     from gswarm.queue.types import Explanation, PlanView, Priority, Task, Workflow
     from gswarm.swarm import Swarm
 
@@ -426,6 +426,24 @@ class ProfilerFace:
         from gswarm.profiler.actions import export as act
 
         return await act(self._swarm, name, format=format, out=out, force=force)
+
+    async def topology(self, node: str = "") -> Topology:
+        """Show how the GPUs of a node reach each other, and which CPUs are near, as nvidia-smi topo -m does."""
+        from gswarm.profiler.actions import topology as act
+
+        return await act(self._swarm, node)
+
+    async def sampling(
+        self,
+        *,
+        pcie: Literal["on", "off"] | None = None,
+        nvlink: Literal["on", "off"] | None = None,
+        nodes: Sequence[str] = (),
+    ) -> Sampling:
+        """Turn the sampling of slow metrics on or off while agents run."""
+        from gswarm.profiler.actions import sampling as act
+
+        return await act(self._swarm, pcie=pcie, nvlink=nvlink, nodes=list(nodes))
 
 
 class Faces:

@@ -96,7 +96,7 @@ class Samples:
 
     def feed(self, response: cluster_pb2.WatchResponse) -> bool:
         """Take schemas and ticks of a message; True when anything came."""
-        from gswarm.host.samples import values
+        from gswarm.host.samples import table
 
         for schema in response.schemas:
             self._schemas[schema.node, schema.id] = schema
@@ -105,16 +105,31 @@ class Samples:
                 continue
             schema = self._schemas[tick.node, tick.schema_id]
             at = tick.time_unix_us / 1e6
-            for row, device in enumerate(schema.device_ids):
-                if self.at.get(device, 0.0) > at:
-                    continue
-                self.values[device] = {name: v for name, v in values(schema, tick, row) if v is not None}
+            if any(self.at.get(device, 0.0) > at for device in schema.device_ids):
+                continue
+            for device, given in zip(schema.device_ids, table(schema, tick), strict=True):
+                self.values[device] = given
                 self.at[device] = at
-            for absent in tick.absent:
-                if absent.device < len(schema.device_ids) and absent.column < len(schema.columns):
-                    name = schema.columns[absent.column].name
-                    self.reasons.setdefault(schema.device_ids[absent.device], {})[name] = absent.reason
+                self._forget_reasons(device)
+            self._explain(schema, tick.absent)
+        for schema in response.schemas:
+            self._explain(schema, schema.absent)
         return bool(response.ticks or response.schemas)
+
+    def _forget_reasons(self, device: str) -> None:
+        """A reason holds until a value comes."""
+        reasons = self.reasons.get(device, {})
+        for name in self.values[device].keys() & reasons.keys():
+            del reasons[name]
+
+    def _explain(self, schema: profiler_pb2.MetricSchema, told: Iterable[profiler_pb2.Absent]) -> None:
+        for absent in told:
+            if absent.device >= len(schema.device_ids) or absent.column >= len(schema.columns):
+                continue
+            device = schema.device_ids[absent.device]
+            names = [c.name for c in schema.columns] if absent.every_column else [schema.columns[absent.column].name]
+            values = self.values.get(device, {})
+            self.reasons.setdefault(device, {}).update((n, absent.reason) for n in names if n not in values)
 
 
 class Mirror:

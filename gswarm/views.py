@@ -195,6 +195,14 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("NODES", _of(lambda s: _names(s.nodes) if s.nodes else "all")),
         Column("DETAIL", _word("detail")),
     ),
+    "MetricInfo": (
+        Column("METRIC", _word("name")),
+        Column("UNIT", _of(lambda m: m.unit or "-")),
+        Column("TYPE", _word("type")),
+        Column("READ", _word("read")),
+        Column("SWITCH", _of(lambda m: m.switch or "-")),
+        Column("SOURCE", _word("source")),
+    ),
     "Outcome": (
         Column("STRATEGY", _word("strategy")),
         Column("MAKESPAN", _seconds("makespan_s"), True),
@@ -304,7 +312,9 @@ def _parts(label: str, members: Sequence[Any]) -> list[tuple[str, str]]:
             pairs += [(label, ""), *((f"  {name}", told) for name, told in below)]
         else:
             told = "  ".join(told.partition(" (")[0] for _, told in below if told not in ("-", units.NA))
-            pairs.append((f"  {label.removesuffix('s')}" if number == 0 else "", told))
+            pairs.append(
+                (f"  {label.removesuffix('es' if label.endswith('sses') else 's')}" if number == 0 else "", told)
+            )
     return pairs
 
 

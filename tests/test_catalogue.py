@@ -34,6 +34,7 @@ LOCAL = {
     "client connect",
     "client backend install",
     "client backend list",
+    "profiler metrics",
     "scheduler plan",
     "scheduler validate",
     "scheduler simulate",

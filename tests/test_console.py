@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from gswarm_tui.snapshot import Link, Snapshot
 from gswarm_tui.widgets.table import Row, Table, made, settled
 from textual.pilot import Pilot
 
-from gswarm.cluster.types import Device, Node, NodePhase
+from gswarm.cluster.types import Device, DevicePath, DeviceProcess, Node, NodePhase, PathKind
 from gswarm.errors import RefusedError
 from gswarm.model.types import Model, Service
 from gswarm.queue.types import Task
@@ -243,6 +244,31 @@ async def test_enter_opens_a_device_and_escape_leaves_it() -> None:
         await pilot.press("escape")
         await pilot.pause()
         assert at(app) is Overview
+
+
+async def test_a_device_page_shows_throttling_links_and_foreign_processes() -> None:
+    async with console(120, 60) as (app, feed, pilot):
+        device = feed.swarm.data.rows(Device)["SIM-1-0"]
+        stranger = DeviceProcess(4711, "ada", "python train.py", 3 * 2**30, 37)
+        ways = (DevicePath(1, PathKind.NVLINK, 18),)
+        feed.swarm.data.put("SIM-1-0", replace(device, processes=(stranger,), paths=ways, cpu_affinity="0-31"))
+        feed.swarm.data.samples["SIM-1-0"].update(
+            clock_event_reasons=0x40, pcie_generation=5, pcie_width=16, pcie_rx_kib_per_s=2048, pcie_tx_kib_per_s=0
+        )
+        feed.swarm.data.reasons["SIM-1-0"] = {"fan_percent": "not supported"}
+        await pilot.press("enter")
+        await tick(feed, pilot)
+        shown = text(app)
+        for wanted in (
+            "throttled hardware thermal slowdown",
+            "gen 5 ×16  in 2.0M/s  out 0/s",
+            "NV18 gpu1",
+            "CPUs 0-31",
+            "not given fan",
+        ):
+            assert wanted in shown
+        assert re.search(r"4711 +python train +ada +3.0 +SM 37 %", shown)
+        assert all(len(line) == 120 for line in screen(app))
 
 
 async def test_a_task_page_says_why_where_and_what_would_change_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import platform
@@ -11,7 +12,7 @@ import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
@@ -25,6 +26,9 @@ from gswarm.config import Config
 from gswarm.errors import GswarmError
 from gswarm.swarm import Swarm
 from gswarm.v1 import agent_pb2, cluster_pb2
+
+if TYPE_CHECKING:
+    from gswarm.profiler.gpu import Gpu
 
 log = logging.getLogger("gswarm.agent")
 FEATURES = ("peer", "data", "tasks")
@@ -49,6 +53,7 @@ class Options:
     resilient: bool = False
     name: str = ""
     simulate: str = ""
+    extra_metrics: tuple[str, ...] = ()
 
 
 class Agent:
@@ -66,7 +71,14 @@ class Agent:
         self.swarm = Swarm(options.endpoint)
         self.supervisor = Supervisor(self.state_dir)
         self.loopback = net.is_loopback(options.endpoint.host) and net.is_loopback(config.client.bind)
-        self.devices = discover(self.name, options.simulate or config.client.simulate)
+        machine = discover(
+            self.name,
+            options.simulate or config.client.simulate,
+            options.extra_metrics or config.client.extra_metrics,
+            self._xid,
+            self.state_dir,
+        )
+        self.devices, self.metrics = machine.devices, machine.metrics
         self.desired = agent_pb2.DesiredState()
         self.stopping = asyncio.Event()
 
@@ -77,7 +89,7 @@ class Agent:
         from gswarm.profiler.worker import ProfilerWorker
         from gswarm.queue.worker import QueueWorker
 
-        loop = asyncio.get_running_loop()
+        self.loop = loop = asyncio.get_running_loop()
 
         def written() -> None:
             loop.call_soon_threadsafe(self.link.wake)
@@ -147,6 +159,11 @@ class Agent:
     def _backend(self, service: str) -> LocalBackend | None:
         process, ready = self.supervisor.get(service), self.models.ready(service)
         return LocalBackend(process.port, ready[1]) if process and ready else None
+
+    def _xid(self, gpu: Gpu, number: int) -> None:
+        """Called in the thread that waits for NVML's events."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended: so does this process
+            self.loop.call_soon_threadsafe(self.profiler.xid, gpu, number)
 
     def _hello(self, outbox: Outbox) -> agent_pb2.Hello:
         node = cluster_pb2.Node(

@@ -51,7 +51,7 @@ class Link:
         self._address, self._token = address, token
         self._outbox, self._hello, self._receive = outbox, hello, receive
         self._ring = Ring()
-        self._schema: profiler_pb2.MetricSchema | None = None
+        self._schemas: dict[int, profiler_pb2.MetricSchema] = {}
         self._progress = agent_pb2.Progress()
         self._told: dict[str, Any] = {}
         self._out: asyncio.Queue[agent_pb2.AttachRequest] = asyncio.Queue(256)
@@ -80,8 +80,8 @@ class Link:
         self._wake_reports.set()
 
     def schema(self, schema: profiler_pb2.MetricSchema) -> None:
-        """Announce the layout of the ticks to come."""
-        self._schema = schema
+        """Announce the layout of the ticks to come. Older ones are kept, for ticks that wait may use them."""
+        self._schemas[schema.id] = schema
         if self.attached.is_set():
             self._say(agent_pb2.AttachRequest(schema=schema))
 
@@ -101,6 +101,10 @@ class Link:
     def progress_location(self, report: agent_pb2.LocationReport) -> None:
         """How far a transfer is."""
         self._told[f"location {report.chunk_id}"] = report
+
+    def progress_processes(self, report: agent_pb2.DeviceProcesses) -> None:
+        """What runs on a device."""
+        self._told[f"processes {report.device_id}"] = report
 
     def running(self, tasks: Callable[[], list[agent_pb2.TaskAttempt]]) -> None:
         """Who knows which tasks run here, for renewing their leases."""
@@ -204,8 +208,8 @@ class Link:
         self._ring.reconnected()
         while not self._out.empty():
             self._out.get_nowait()
-        if self._schema is not None:
-            self._say(agent_pb2.AttachRequest(schema=self._schema))
+        for schema in self._schemas.values():
+            self._say(agent_pb2.AttachRequest(schema=schema))
         self._wake_reports.set()
         self._wake_ticks.set()
         self.detached.clear()
@@ -278,6 +282,8 @@ class Link:
                             progress.placements.append(report)
                         case agent_pb2.LocationReport():
                             progress.locations.append(report)
+                        case agent_pb2.DeviceProcesses():
+                            progress.processes.append(report)
                 await self._out.put(agent_pb2.AttachRequest(progress=progress))
             await asyncio.sleep(PROGRESS_S)
 

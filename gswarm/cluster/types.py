@@ -115,6 +115,54 @@ class Role(Enum):
     ADMIN = "admin"  # Everything, tokens and shutdown included.
 
 
+class SamplingGroup(Enum):
+    """Metrics that are sampled only when that is asked for. Mirrors the wire enum SamplingGroup."""
+
+    UNKNOWN = "unknown"
+    PCIE = "pcie"
+    NVLINK = "nvlink"
+
+
+class PathKind(Enum):
+    """How two GPUs of a node reach each other, from near to far. Mirrors the wire enum PathKind."""
+
+    UNKNOWN = "unknown"
+    NVLINK = "nvlink"  # Directly or through NVSwitch.
+    INTERNAL = "internal"  # Both on one board.
+    PIX = "pix"  # At most one PCIe switch between them.
+    PXB = "pxb"  # Several PCIe switches, no host bridge.
+    PHB = "phb"  # A PCIe host bridge.
+    NODE = "node"  # Host bridges of one NUMA node.
+    SYS = "sys"  # The connection between NUMA nodes.
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePath:
+    """The way from a device to another of its node."""
+
+    index: int = 0
+    """Position of the other on the node."""
+    kind: PathKind = PathKind.UNKNOWN
+    nvlinks: int = 0
+    """NVLinks that join them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProcess:
+    """A process on a device."""
+
+    pid: int = 0
+    user: str = ""
+    command: str = ""
+    """Program and script without their arguments, which may hold secrets."""
+    memory_bytes: int | None = None
+    """Of this device; absent when the driver does not tell."""
+    sm_percent: int | None = None
+    """Share of the time in which its kernels ran, per cent."""
+    ours: bool = False
+    """Started by gswarm."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """An agent's machine. Key: name."""
@@ -148,6 +196,8 @@ class Node:
     """Free bytes of the model store's file system, as last reported."""
     peer_certificate: str = ""
     """PEM of the peer port's self-signed certificate, pinned by who connects; empty: plain, loopback only."""
+    sampling: tuple[SamplingGroup, ...] = ()
+    """Slow metrics that its agent should sample; kept by the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +223,13 @@ class Device:
     """Why it is lost, else empty."""
     driver_version: str = ""
     changed_at: datetime | None = None
+    paths: tuple[DevicePath, ...] = ()
+    """Ways to the other GPUs of the node; told once."""
+    cpu_affinity: str = ""
+    """CPUs near to it, for example "0-31,64-95"; empty when it is not known."""
+    numa_node: int | None = None
+    processes: tuple[DeviceProcess, ...] = ()
+    """What runs on it, as last reported."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class Desired:
             peers=[n for n in state.list(Node) if n.name != name and n.phase == ready and n.peer_port],
             models=[m for m in state.list(Model) if m.name in models],
             sample_interval_s=self.interval_s(name),
+            sampling=node.sampling if (node := state.get(Node, name)) is not None else (),
         )
 
     def _sessions(self, name: str) -> list[Session]:
@@ -92,6 +93,6 @@ def _essence(message: Message | None) -> object:
         case Session():
             return (message.phase, message.interval_s, tuple(message.nodes))
         case Node():
-            return (message.phase, message.peer_host, message.peer_port, message.peer_certificate)
+            return (message.phase, message.peer_host, message.peer_port, message.peer_certificate, *message.sampling)
         case _:
             return None

@@ -31,6 +31,9 @@ def join(hello: agent_pb2.Hello, detail: str, handlers: Iterable[HelloHandler]) 
             node.joined_at.CopyFrom(known.joined_at)
         else:
             node.joined_at.FromDatetime(tx.now)
+        node.ClearField("sampling")
+        if known is not None:
+            node.sampling.extend(known.sampling)
         node.last_seen.FromDatetime(tx.now)
         tx.put(node)
         put_devices(tx, name, list(hello.devices))
@@ -106,6 +109,16 @@ def put_devices(tx: Transaction, node: str, devices: list[Device]) -> None:
             tx.event(
                 "device.lost", f"{device.alias}: {device.detail}", subject=fresh, severity=common_pb2.SEVERITY_ERROR
             )
+
+
+def put_processes(tx: Transaction, node: str, told: agent_pb2.DeviceProcesses) -> None:
+    """What runs on a device of this node now."""
+    device = tx.edit(Device, told.device_id)
+    if device is None or device.node != node:
+        return
+    del device.processes[:]
+    device.processes.extend(told.processes)
+    tx.put(device)
 
 
 def lost(name: str, silent_s: float) -> Callable[[Transaction], None]:

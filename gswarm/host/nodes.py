@@ -36,6 +36,7 @@ from gswarm.host.membership import (
     left,
     lost,
     put_devices,
+    put_processes,
     skew,
     store_seq,
     stored_seq,
@@ -95,6 +96,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         self._slots = itertools.count()
         self.handle("devices", self._devices)
         self.handle("event", self._event)
+        self.handle_progress(self._processes)
 
     # What rooms use
 
@@ -433,6 +435,10 @@ class Nodes(agent_pb2_grpc.AgentServicer):
 
     def _devices(self, tx: Transaction, node: str, report: agent_pb2.Report) -> None:
         put_devices(tx, node, list(report.devices.devices))
+
+    def _processes(self, tx: Transaction, node: str, progress: agent_pb2.Progress) -> None:
+        for told in progress.processes:
+            put_processes(tx, node, told)
 
     def _event(self, tx: Transaction, node: str, report: agent_pb2.Report) -> None:
         told = report.event

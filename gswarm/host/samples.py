@@ -20,6 +20,7 @@ _NUMPY = {
     profiler_pb2.COLUMN_TYPE_GAUGE_I32: ("i32", "<i4"),
     profiler_pb2.COLUMN_TYPE_COUNTER_U64: ("u64", "<u8"),
     profiler_pb2.COLUMN_TYPE_MASK_U64: ("u64", "<u8"),
+    profiler_pb2.COLUMN_TYPE_GAUGE_U64: ("u64", "<u8"),
 }
 NA_I32 = -(1 << 31)
 NA_U64 = (1 << 64) - 1
@@ -28,6 +29,9 @@ NA_U64 = (1 << 64) - 1
 @dataclass(slots=True)
 class _Node:
     schemas: dict[int, profiler_pb2.MetricSchema] = field(default_factory=dict)
+    absent: dict[int, dict[int, profiler_pb2.Absent]] = field(default_factory=dict)
+    """Why values of the newest schema are NA, as told last, by device and column; some may have come since."""
+    absent_schema: int = 0
     ring: deque[tuple[int, bytes]] = field(default_factory=deque)
     """(time on the node's clock in microseconds, serialised tick), in that order."""
     size: int = 0
@@ -68,6 +72,7 @@ class SampleHub:
         # A higher number is newer also when the node's clock was set back.
         if node.latest is None or at > node.latest.time_unix_us or tick.seq > node.latest.seq:
             node.latest, node.received = tick, self._clock()
+            _remember_reasons(node, tick)
         # By the node's own clock, which need not be ours.
         since = node.ring[-1][0] - KEPT_S * 1e6
         while node.ring and (node.ring[0][0] < since or node.size > NODE_LIMIT_BYTES):
@@ -85,9 +90,18 @@ class SampleHub:
         return list(self._nodes)
 
     def schemas(self, node: str) -> list[bytes]:
-        """Serialised schemas of a node."""
+        """Serialised schemas of a node, the newest with the reasons that hold: ticks tell only those that change."""
         known = self._nodes.get(node)
-        return [schema.SerializeToString() for schema in known.schemas.values()] if known else []
+        if known is None:
+            return []
+        found = []
+        for schema in known.schemas.values():
+            rows = known.absent.values() if schema.id == known.absent_schema else ()
+            told = [absent for row in rows for absent in row.values()]
+            found.append(
+                schema.SerializeToString() + profiler_pb2.MetricSchema(absent=told).SerializeToString()
+            )  # protobuf messages are merged by joining their bytes
+        return found
 
     def schema(self, node: str, schema_id: int) -> profiler_pb2.MetricSchema | None:
         """One schema, parsed."""
@@ -126,6 +140,41 @@ class SampleHub:
             if tick and schema and device_id in schema.device_ids:
                 return dict(values(schema, tick, list(schema.device_ids).index(device_id))).get(metric)
         return None
+
+
+def _remember_reasons(node: _Node, tick: profiler_pb2.SampleTick) -> None:
+    if tick.schema_id != node.absent_schema:
+        node.absent.clear()
+        node.absent_schema = tick.schema_id
+    for absent in tick.absent:
+        row = node.absent.setdefault(absent.device, {})
+        if absent.every_column or any(known.every_column for known in row.values()):
+            row.clear()
+        row[absent.column] = absent
+
+
+def table(schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick) -> list[dict[str, float | int]]:
+    """What each device of a tick gives, by metric; what is NA is left out. Several times as fast as `values` for each."""
+    import numpy as np
+
+    slots: dict[str, list[tuple[str, int]]] = {"f32": [], "i32": [], "u64": []}
+    for column in schema.columns:
+        slots[_NUMPY[column.type][0]].append((column.name, column.scale))
+    found: list[dict[str, float | int]] = [{} for _ in schema.device_ids]
+    for slot, dtype in set(_NUMPY.values()):
+        names, raw = [name for name, _ in slots[slot]], getattr(tick, slot)
+        if not names:
+            continue
+        packed = np.frombuffer(raw[: len(raw) - len(raw) % np.dtype(dtype).itemsize], dtype)
+        whole = min(len(packed) // len(names), len(found))
+        scales = [(name, 10**scale) for name, scale in slots[slot] if scale and slot != "f32"]
+        missing = {"i32": NA_I32, "u64": NA_U64}.get(slot)
+        for given, row in zip(found, packed[: whole * len(names)].reshape(whole, len(names)).tolist(), strict=False):
+            # NaN, the NA of floats, is the one value that differs from itself.
+            mine = {name: v for name, v in zip(names, row, strict=True) if v != missing and v == v}
+            given.update(mine)
+            given.update((name, mine[name] / factor) for name, factor in scales if name in mine)
+    return found
 
 
 def values(

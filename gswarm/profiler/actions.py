@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from gswarm.catalogue import Doc, Ref, Short, action
 from gswarm.cluster.types import Listing
 from gswarm.errors import InvalidError
-from gswarm.profiler.types import Exported, Session
+from gswarm.profiler.types import Exported, MetricInfo, Sampling, Session, Topology
 
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
@@ -122,3 +122,67 @@ async def export(
     from gswarm.profiler.access import export as write
 
     return await write(swarm, name, format, out, force=force)
+
+
+@action("profiler", "metrics", local=True, read=True)
+async def metrics(
+    part: Annotated[str, Doc("only those with this in their name")] = "",
+) -> list[MetricInfo]:
+    """List every metric: its unit, how it travels, how often it is read, and the NVML call it comes from.
+
+    Examples:
+        gswarm profiler metrics
+        gswarm profiler metrics pcie --output json
+    """
+    from gswarm.profiler.metrics import METRICS
+
+    return [
+        MetricInfo(m.name, m.unit, m.type.value, m.cadence.value, f"--{m.group.value}" if m.group else "", m.source)
+        for m in METRICS
+        if part in m.name
+    ]
+
+
+@action("profiler", "topology", read=True)
+async def topology(
+    swarm: Swarm, node: Annotated[str, Ref("node"), Doc("node name; by default all nodes with GPUs")] = ""
+) -> Topology:
+    """Show how the GPUs of a node reach each other, and which CPUs are near, as nvidia-smi topo -m does.
+
+    Examples:
+        gswarm profiler topology n1
+        gswarm profiler topology --output json
+    """
+    from gswarm.cluster.types import Device, Node
+    from gswarm.profiler.matrix import topology as of
+
+    if node:
+        await swarm.get(Node, node)
+    return of(d for d in await swarm.list(Device, limit=0) if node in ("", d.node))
+
+
+@action("profiler", "sampling", effect="turns slow metrics on or off on running agents")
+async def sampling(
+    swarm: Swarm,
+    *,
+    pcie: Annotated[Literal["on", "off"] | None, Doc("PCIe traffic of GPUs older than Hopper; blocks 40 ms")] = None,
+    nvlink: Annotated[Literal["on", "off"] | None, Doc("NVLink counters, each link and total")] = None,
+    nodes: Annotated[list[str], Ref("node"), Doc("only these nodes; by default all there are")] = [],  # noqa: B006
+) -> Sampling:
+    """Turn the sampling of slow metrics on or off while agents run.
+
+    Examples:
+        gswarm profiler sampling --nvlink on
+        gswarm profiler sampling --pcie off --nodes n1
+    """
+    from gswarm.v1 import profiler_pb2
+
+    groups = {profiler_pb2.SAMPLING_GROUP_PCIE: pcie, profiler_pb2.SAMPLING_GROUP_NVLINK: nvlink}
+    response = await swarm.call(
+        profiler_pb2.SetSamplingRequest(
+            nodes=nodes,
+            on=[group for group, wanted in groups.items() if wanted == "on"],
+            off=[group for group, wanted in groups.items() if wanted == "off"],
+        )
+    )
+    return Sampling(response.changed, response.revision)

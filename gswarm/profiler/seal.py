@@ -30,7 +30,10 @@ def seal(directory: Path) -> tuple[int, int]:
             for index, device in enumerate(schema.device_ids):
                 rows.append((device, tick.time_unix_us, tick.node, dict(values(schema, tick, index))))
     rows.sort(key=lambda row: (row[0], row[1]))
-    kinds = {Type.F32: pa.float32(), Type.I32: pa.int32(), Type.U64: pa.uint64()}
+    whole = pa.uint64()
+    kinds = {
+        Type.F32: pa.float32(), Type.I32: pa.int32(), Type.U64: whole, Type.COUNTER: whole, Type.MASK: whole
+    }  # fmt: skip
     columns: dict[str, Any] = {
         "device_id": pa.array([row[0] for row in rows], pa.dictionary(pa.int32(), pa.string())),
         "time": pa.array([row[1] for row in rows], pa.timestamp("us", tz="UTC")),

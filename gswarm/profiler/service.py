@@ -16,6 +16,7 @@ from gswarm.errors import InvalidError, NotFoundError, RefusedError
 from gswarm.host.auth import caller
 from gswarm.names import check_name, near
 from gswarm.profiler.recorder import Recorder
+from gswarm.profiler.sampling import switch
 from gswarm.v1 import cluster_pb2, profiler_pb2, profiler_pb2_grpc
 from gswarm.v1.profiler_pb2 import Session
 
@@ -229,6 +230,18 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
 
         return await self.store.apply(
             operation, actor=caller(context).name, meta=request.meta, method="Profiler.Mark", request=request
+        )
+
+    async def SetSampling(
+        self, request: profiler_pb2.SetSamplingRequest, context: Context
+    ) -> profiler_pb2.SetSamplingResponse:
+        """Which slow metrics nodes sample."""
+        return await self.store.apply(
+            switch(request),
+            actor=caller(context).name,
+            meta=request.meta,
+            method="Profiler.SetSampling",
+            request=request,
         )
 
     async def ReadRecording(

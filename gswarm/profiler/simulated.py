@@ -11,31 +11,48 @@ from pathlib import Path
 
 from gswarm.errors import InvalidError
 from gswarm.names import near
-from gswarm.profiler.metrics import Reading
+from gswarm.profiler.metrics import Group, Reading
 from gswarm.v1 import cluster_pb2
 
 GIB = 1 << 30
 STATE_DIRECTORY = "simulated"
 LIMIT = 512
+_IDLE, _POWER_CAP = 0x1, 0x4
+"""Clock-event reasons."""
+_CAPPED = 0.97
+_HEALTHY = (
+    "ecc_corrected_volatile",
+    "ecc_uncorrected_volatile",
+    "ecc_corrected_aggregate",
+    "ecc_uncorrected_aggregate",
+    "retired_pages",
+    "remapped_rows",
+    "pcie_replays",
+)
+_PER_SOCKET = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a real device of this name has: memory in GiB, power cap and idle draw in W, clock in MHz."""
+    """What a real device of this name has: memory in GiB, power cap and idle draw in W, clocks in MHz, links to others."""
 
     name: str
     memory_gib: int
     power_w: int
     idle_w: int
     clock_mhz: int
+    memory_clock_mhz: int
+    pcie_generation: int
+    nvlinks: int
+    has_gpm: bool
 
 
 MODELS = {
-    "H100": Model("NVIDIA H100 80GB HBM3", 80, 700, 70, 1980),
-    "H200": Model("NVIDIA H200", 141, 700, 75, 1980),
-    "A100": Model("NVIDIA A100-SXM4-80GB", 80, 400, 55, 1410),
-    "L40S": Model("NVIDIA L40S", 48, 350, 35, 2520),
-    "B200": Model("NVIDIA B200", 180, 1000, 140, 1965),
+    "H100": Model("NVIDIA H100 80GB HBM3", 80, 700, 70, 1980, 2619, 5, 18, True),
+    "H200": Model("NVIDIA H200", 141, 700, 75, 1980, 3201, 5, 18, True),
+    "A100": Model("NVIDIA A100-SXM4-80GB", 80, 400, 55, 1410, 1593, 4, 12, False),
+    "L40S": Model("NVIDIA L40S", 48, 350, 35, 2520, 9001, 4, 0, False),
+    "B200": Model("NVIDIA B200", 180, 1000, 140, 1965, 3996, 5, 18, True),
 }
 
 
@@ -43,6 +60,9 @@ class SimulatedDevice:
     """One of them. Its load is what backends on it wrote into their state files."""
 
     simulated = True
+    lost = ""
+    processes: tuple[cluster_pb2.DeviceProcess, ...] = ()
+    sampling: frozenset[Group] = frozenset()
 
     def __init__(self, node: str, index: int, model: Model, directory: Path | None = None) -> None:
         self.node, self.index, self.model = node, index, model
@@ -52,6 +72,7 @@ class SimulatedDevice:
         self._energy_mj = 0.0
         self._last = time.monotonic()
         self._util = 0.0
+        self.paths: list[cluster_pb2.DevicePath] = []
 
     def describe(self) -> cluster_pb2.Device:
         """Marked as simulated in kind and name."""
@@ -66,6 +87,8 @@ class SimulatedDevice:
             power_limit_mw=self.model.power_w * 1000,
             phase=cluster_pb2.DEVICE_PHASE_READY,
             driver_version="simulated",
+            paths=self.paths,
+            numa_node=self.index // _PER_SOCKET,
         )
 
     def _load(self) -> tuple[int, float]:
@@ -94,18 +117,57 @@ class SimulatedDevice:
             self._util = 0.0
         power = self.model.idle_w + (self.model.power_w * 0.95 - self.model.idle_w) * self._util
         self._energy_mj += power * 1000 * elapsed
-        return {
+        reading: Reading = {
             "gpu_util_percent": round(self._util * 100, 1),
             "memory_util_percent": round(self._util * 60, 1),
+            "encoder_util_percent": 0,
+            "decoder_util_percent": 0,
             "temperature_c": round(31 + 42 * self._util, 0),
-            "sm_clock_mhz": self.model.clock_mhz if self._util else 345,
-            "memory_clock_mhz": 2619,
+            "memory_temperature_c": round(38 + 40 * self._util, 0),
             "power_mw": int(power * 1000),
             "process_count": 1 if memory else 0,
             "memory_used_bytes": memory,
+            "memory_free_bytes": self.model.memory_gib * GIB - memory,
             "memory_total_bytes": self.model.memory_gib * GIB,
             "foreign_memory_bytes": 0,
             "energy_mj": int(self._energy_mj),
+            "performance_state": 0 if self._util else 8,
+            "clock_event_reasons": _POWER_CAP if self._util > _CAPPED else 0 if self._util else _IDLE,
+            **self._clocks(),
+            **self._health(),
+        }
+        if self.model.has_gpm:
+            reading |= self._activity()
+        return reading
+
+    def _clocks(self) -> Reading:
+        clock = self.model.clock_mhz if self._util else 345
+        return {
+            "sm_clock_mhz": clock,
+            "graphics_clock_mhz": clock,
+            "memory_clock_mhz": self.model.memory_clock_mhz,
+            "sm_clock_max_mhz": self.model.clock_mhz,
+            "graphics_clock_max_mhz": self.model.clock_mhz,
+            "memory_clock_max_mhz": self.model.memory_clock_mhz,
+            "power_limit_mw": self.model.power_w * 1000,
+            "pcie_generation": self.model.pcie_generation,
+            "pcie_width": 16,
+        }
+
+    def _health(self) -> Reading:
+        """Nothing ever breaks here."""
+        return dict.fromkeys(_HEALTHY, 0)
+
+    def _activity(self) -> Reading:
+        """What GPM would tell of a model that decodes: bound by memory more than by arithmetic."""
+        return {
+            "sm_active_percent": round(self._util * 92, 1),
+            "sm_occupancy_percent": round(self._util * 31, 1),
+            "tensor_active_percent": round(self._util * 38, 1),
+            "fp16_active_percent": round(self._util * 6, 1),
+            "fp32_active_percent": round(self._util * 4, 1),
+            "fp64_active_percent": 0.0,
+            "dram_active_percent": round(self._util * 71, 1),
         }
 
     def free_bytes(self) -> int | None:
@@ -136,4 +198,20 @@ def parse(node: str, text: str, *, first_index: int = 0) -> list[SimulatedDevice
         if not 0 < count <= LIMIT - len(devices):
             raise InvalidError(f"{text} is not 1 to {LIMIT} devices", field="simulate")
         devices += [SimulatedDevice(node, first_index + len(devices) + i, model, directory) for i in range(count)]
+    for device in devices:
+        device.paths = [_path(device, other) for other in devices if other is not device]
     return devices
+
+
+def _path(one: SimulatedDevice, other: SimulatedDevice) -> cluster_pb2.DevicePath:
+    """NVSwitch between equals that have links; else PCIe, two on a switch, four on a socket."""
+    nvlinks = one.model.nvlinks if one.model is other.model else 0
+    if nvlinks:
+        kind = cluster_pb2.PATH_KIND_NVLINK
+    elif one.index // 2 == other.index // 2:
+        kind = cluster_pb2.PATH_KIND_PIX
+    elif one.index // _PER_SOCKET == other.index // _PER_SOCKET:
+        kind = cluster_pb2.PATH_KIND_NODE
+    else:
+        kind = cluster_pb2.PATH_KIND_SYS
+    return cluster_pb2.DevicePath(index=other.index, kind=kind, nvlinks=nvlinks)

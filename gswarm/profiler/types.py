@@ -60,3 +60,67 @@ def session_sealed(asked: Session, now: Session | None) -> Progress:
     if now.phase is SessionPhase.STOPPED and now.detail:
         return Progress(ConditionState.FAILED, None, now.detail)
     return Progress(ConditionState.PENDING, None, f"{now.name} is being sealed")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricInfo:
+    """A metric that devices may give: its unit, how it travels, how often it is read, and where it comes from."""
+
+    name: str = ""
+    unit: str = ""
+    type: str = ""
+    read: str = ""
+    """Every tick, every 5 s or once."""
+    switch: str = ""
+    """The option of `profiler sampling` that turns it on; empty: always sampled."""
+    source: str = ""
+    """NVML call, or where else it is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyRow:
+    """How one GPU reaches the others of its node, in their order."""
+
+    device: str
+    to: tuple[str, ...]
+    cpu_affinity: str
+    numa_node: int | None
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTopology:
+    """The matrix of one node."""
+
+    node: str
+    rows: tuple[TopologyRow, ...]
+
+    def lines(self) -> list[str]:
+        """As a table: a row and a column for each GPU, then the CPUs and the NUMA node that are near."""
+        head = [self.node, *(row.device for row in self.rows), "CPUS", "NUMA"]
+        cells = [head]
+        for row in self.rows:
+            numa = "-" if row.numa_node is None else str(row.numa_node)
+            name = f"{row.device} SIM" if row.simulated else row.device
+            cells.append([name, *row.to, row.cpu_affinity or "-", numa])
+        widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+        return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The matrices of some nodes."""
+
+    nodes: tuple[NodeTopology, ...]
+
+    def lines(self) -> list[str]:
+        """All of them, an empty line between."""
+        return [line for i, node in enumerate(self.nodes) for line in ([""] if i else []) + node.lines()]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What was switched: how many nodes sample something else now."""
+
+    changed: int
+    revision: int

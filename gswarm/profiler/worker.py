@@ -6,20 +6,31 @@ import asyncio
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gswarm.profiler.devices import SampledDevice
-from gswarm.profiler.metrics import METRICS, Absent, Reading, columns
-from gswarm.profiler.packing import pack
-from gswarm.v1 import agent_pb2, cluster_pb2, profiler_pb2
+from gswarm.profiler.metrics import Absent, Group, Reading
+from gswarm.profiler.packing import Packer
+from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2, profiler_pb2
 
 if TYPE_CHECKING:
     from gswarm.client.agent import Agent
+    from gswarm.profiler.gpu import Gpu
 
+Told = Reading | Absent
 DEADLINE_S = 2.0
 RETRY_S = (5.0, 60.0)
 FASTEST_S = 0.1
+USAGE_S = 15.0
+"""How often it is told what the processes on a device use."""
+XID_PAUSE_S = 10.0
+HUNG = "the driver does not answer"
+_GROUPS = {
+    profiler_pb2.SAMPLING_GROUP_PCIE: Group.PCIE,
+    profiler_pb2.SAMPLING_GROUP_NVLINK: Group.NVLINK,
+}
 
 
 @dataclass(eq=False)
@@ -27,14 +38,14 @@ class _Sampler:
     """Reads one device in a daemon thread of its own; a read that hangs is abandoned with its thread."""
 
     device: SampledDevice
-    requests: queue.SimpleQueue[asyncio.Future[Reading]] = field(default_factory=queue.SimpleQueue)
+    requests: queue.SimpleQueue[asyncio.Future[Told]] = field(default_factory=queue.SimpleQueue)
     thread: threading.Thread | None = None
     since: float = 0.0
     """When it stopped answering, monotonic; 0: it answers."""
     retry_at: float = 0.0
     pause: float = RETRY_S[0]
 
-    def ask(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Reading]:
+    def ask(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Told]:
         """Start a read."""
         if self.thread is None:
             self.requests = queue.SimpleQueue()
@@ -43,7 +54,7 @@ class _Sampler:
                 target=_serve, args=(self.device, self.requests, loop), name=f"sample-{self.device.id}", daemon=True
             )
             self.thread.start()
-        future: asyncio.Future[Reading] = loop.create_future()
+        future: asyncio.Future[Told] = loop.create_future()
         self.requests.put(future)
         return future
 
@@ -60,20 +71,20 @@ class _Sampler:
 
 
 def _serve(
-    device: SampledDevice, requests: queue.SimpleQueue[asyncio.Future[Reading]], loop: asyncio.AbstractEventLoop
+    device: SampledDevice, requests: queue.SimpleQueue[asyncio.Future[Told]], loop: asyncio.AbstractEventLoop
 ) -> None:
     while True:
         future = requests.get()
         try:
             reading = device.read()
         except Exception as error:  # a driver may raise anything; the device is then NA with that reason
-            reading = {metric.name: Absent(f"failed: {error}") for metric in METRICS}
+            reading = Absent(f"failed: {error}")
         if loop.is_closed():
             return
         loop.call_soon_threadsafe(_resolve, future, reading)
 
 
-def _resolve(future: asyncio.Future[Reading], reading: Reading) -> None:
+def _resolve(future: asyncio.Future[Told], reading: Told) -> None:
     if not future.done():
         future.set_result(reading)
 
@@ -86,12 +97,19 @@ class ProfilerWorker:
         self.interval_s = 1.0
         self._phase_s = 0.0
         self._samplers = [_Sampler(device) for device in agent.devices]
-        self._phases = self._as_told()
+        self._packer = Packer(agent.name, [device.id for device in agent.devices], agent.metrics)
+        self._states: list[str] = []
+        self._processes: dict[str, tuple[Sequence[cluster_pb2.DeviceProcess], float]] = {}
+        """Device id to what was told last, and when."""
+        self._xids: dict[tuple[str, int], float] = {}
         self._seq = 0
         self._changed = asyncio.Event()
 
     def desired(self, state: agent_pb2.DesiredState) -> None:
-        """Take over the wanted interval."""
+        """Take over the wanted interval, and which slow metrics to sample."""
+        groups = frozenset(_GROUPS[number] for number in state.sampling if number in _GROUPS)
+        for device in self.agent.devices:
+            device.sampling = groups
         wanted = max(FASTEST_S, state.sample_interval_s or 1.0)
         if wanted != self.interval_s:
             self.interval_s = wanted
@@ -101,15 +119,12 @@ class ProfilerWorker:
         """Take over the phase slot: ticks of many nodes arrive together, which costs the host half."""
         self._phase_s = welcome.phase_ms / 1000
         # The host has just heard what each device says of itself, which is nothing of one that does not answer.
-        self._phases = self._as_told()
+        self._states = [sampler.device.lost for sampler in self._samplers]
+        self._processes = {device.id: (device.processes, time.monotonic()) for device in self.agent.devices}
+        self._packer.remind()
 
     async def run(self) -> None:
         """Sample until cancelled."""
-        self.agent.link.schema(
-            profiler_pb2.MetricSchema(
-                node=self.agent.name, id=1, columns=columns(), device_ids=[s.device.id for s in self._samplers]
-            )
-        )
         while True:
             now = time.time()
             due = (now - self._phase_s) // self.interval_s * self.interval_s + self.interval_s + self._phase_s
@@ -124,14 +139,14 @@ class ProfilerWorker:
 
     async def _tick(self) -> None:
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        asked: list[asyncio.Future[Reading] | None] = [
+        asked: list[asyncio.Future[Told] | None] = [
             sampler.ask(loop) if not sampler.since or now >= sampler.retry_at else None for sampler in self._samplers
         ]
         stamp = time.time_ns() // 1000
         pending = [future for future in asked if future is not None]
         if pending:
             await asyncio.wait(pending, timeout=min(DEADLINE_S, max(0.5, self.interval_s)))
-        readings: list[Reading] = []
+        readings: list[Told] = []
         for sampler, future in zip(self._samplers, asked, strict=True):
             if future is not None and future.done():
                 sampler.answered()
@@ -140,24 +155,52 @@ class ProfilerWorker:
             if future is not None:
                 future.cancel()
                 sampler.abandon(time.monotonic())
-            reason = f"timed out: no answer for {time.monotonic() - sampler.since:.0f} s"
-            readings.append({metric.name: Absent(reason) for metric in METRICS})
+            readings.append(Absent(f"timed out: no answer for {time.monotonic() - sampler.since:.0f} s"))
         self._seq += 1
-        self.agent.link.sample(pack(readings, seq=self._seq, time_unix_us=stamp, schema_id=1))
+        if self._packer.admit(readings):
+            self.agent.link.schema(self._packer.schema)
+        self.agent.link.sample(self._packer.pack(readings, seq=self._seq, time_unix_us=stamp))
         self._report_devices()
-
-    def _as_told(self) -> dict[str, tuple[int, str]]:
-        told = [sampler.device.describe() for sampler in self._samplers]
-        return {device.id: (int(device.phase), device.detail) for device in told}
+        self._tell_processes()
 
     def _report_devices(self) -> None:
-        devices: list[cluster_pb2.Device] = []
-        for sampler in self._samplers:
-            device = sampler.device.describe()
-            if sampler.since:
-                device.phase, device.detail = cluster_pb2.DEVICE_PHASE_LOST, "the driver does not answer"
-            devices.append(device)
-        phases = {device.id: (int(device.phase), device.detail) for device in devices}
-        if phases != self._phases:
-            self.agent.link.report(devices=agent_pb2.DevicesReport(devices=devices))
-        self._phases = phases
+        states = [HUNG if sampler.since else sampler.device.lost for sampler in self._samplers]
+        if states == self._states:
+            return
+        self._states = states
+        devices = [sampler.device.describe() for sampler in self._samplers]
+        for device, state in zip(devices, states, strict=True):
+            if state:
+                device.phase, device.detail = cluster_pb2.DEVICE_PHASE_LOST, state
+        self.agent.link.report(devices=agent_pb2.DevicesReport(devices=devices))
+
+    def _tell_processes(self) -> None:
+        """At once when one comes or goes; what those that stay use, now and then."""
+        now = time.monotonic()
+        for device in self.agent.devices:
+            found = device.processes
+            told, told_at = self._processes.get(device.id, ((), 0.0))
+            if found is told or found == told:
+                continue
+            if now - told_at >= USAGE_S or [p.pid for p in found] != [p.pid for p in told]:
+                self.agent.link.progress_processes(agent_pb2.DeviceProcesses(device_id=device.id, processes=found))
+                self._processes[device.id] = (found, now)
+
+    def xid(self, gpu: Gpu, number: int) -> None:
+        """A GPU reported an XID: an event, kept until the host has it; one that comes in floods is told now and then."""
+        from gswarm.profiler.xids import BY_PROGRAM, MEANINGS
+
+        now = time.monotonic()
+        if now - self._xids.get((gpu.id, number), -XID_PAUSE_S) < XID_PAUSE_S:
+            return
+        self._xids[gpu.id, number] = now
+        severity = common_pb2.SEVERITY_WARNING if number in BY_PROGRAM else common_pb2.SEVERITY_ERROR
+        self.agent.link.report(
+            event=agent_pb2.NodeEvent(
+                type="device.xid",
+                severity=severity,
+                subject_kind=common_pb2.KIND_DEVICE,
+                subject=gpu.id,
+                message=f"{gpu.node}:gpu{gpu.index}: XID {number}: {MEANINGS.get(number, 'see the XID list of NVIDIA')}",
+            )
+        )

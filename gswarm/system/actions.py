@@ -114,12 +114,16 @@ async def client_connect(
     name: Annotated[str, Doc("node name; by default the machine's")] = "",
     bind: Annotated[str | None, Doc("address of the peer port; beyond loopback it has TLS")] = None,
     token_file: Annotated[Path | None, Doc("file with the join token; else GSWARM_TOKEN")] = None,
+    extra_metrics: Annotated[
+        list[str], Doc("another property of nvitop's Device to sample; repeat for several")
+    ] = [],  # noqa: B006
 ) -> int:
     """Run an agent on this machine until Ctrl-C or SIGTERM.
 
     Examples:
         gswarm client connect 10.0.0.5:8090 --resilient
         gswarm client connect 127.0.0.1:8090 --simulate 8xH100
+        gswarm client connect 10.0.0.5:8090 --extra-metrics memory_percent
     """
     from gswarm import config as settings
     from gswarm import net
@@ -129,7 +133,7 @@ async def client_connect(
     say_more()
     endpoint = net.discover(host, token_file)
     config = settings.load({"client.bind": bind})
-    await run(config, Options(endpoint, resilient, name, simulate))
+    await run(config, Options(endpoint, resilient, name, simulate, tuple(extra_metrics)))
     return 0
 
 

@@ -443,6 +443,7 @@ class Progress(_message.Message):
     LOCATIONS_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     FACTS_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceReport]: ...
     @_builtins.property
@@ -455,6 +456,10 @@ class Progress(_message.Message):
 
     @_builtins.property
     def facts(self) -> Global___NodeFacts: ...
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceProcesses]:
+        """Devices whose processes changed."""
+
     def __init__(
         self,
         *,
@@ -463,14 +468,40 @@ class Progress(_message.Message):
         locations: _abc.Iterable[Global___LocationReport] | None = ...,
         running: _abc.Iterable[Global___TaskAttempt] | None = ...,
         facts: Global___NodeFacts | None = ...,
+        processes: _abc.Iterable[Global___DeviceProcesses] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "locations", b"locations", "placements", b"placements", "running", b"running", "services", b"services"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "locations", b"locations", "placements", b"placements", "processes", b"processes", "running", b"running", "services", b"services"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class DeviceProcesses(_message.Message):
+    """What runs on a device: all of it, the next report replaces it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[_cluster_pb2.DeviceProcess]: ...
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        processes: _abc.Iterable[_cluster_pb2.DeviceProcess] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "processes", b"processes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceProcesses: _TypeAlias = DeviceProcesses  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
@@ -650,6 +681,7 @@ class DesiredState(_message.Message):
     PEERS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     SAMPLE_INTERVAL_S_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     sample_interval_s: _builtins.float
     @_builtins.property
@@ -670,6 +702,10 @@ class DesiredState(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_models_pb2.Model]:
         """Versions of the models named above."""
 
+    @_builtins.property
+    def sampling(self) -> _containers.RepeatedScalarFieldContainer[_profiler_pb2.SamplingGroup.ValueType]:
+        """Slow metrics that should be sampled."""
+
     def __init__(
         self,
         *,
@@ -681,10 +717,11 @@ class DesiredState(_message.Message):
         peers: _abc.Iterable[_cluster_pb2.Node] | None = ...,
         models: _abc.Iterable[_models_pb2.Model] | None = ...,
         sample_interval_s: _builtins.float = ...,
+        sampling: _abc.Iterable[_profiler_pb2.SamplingGroup.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "models", b"models", "peers", b"peers", "placements", b"placements", "revision", b"revision", "sample_interval_s", b"sample_interval_s", "services", b"services", "sessions", b"sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "models", b"models", "peers", b"peers", "placements", b"placements", "revision", b"revision", "sample_interval_s", b"sample_interval_s", "sampling", b"sampling", "services", b"services", "sessions", b"sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,6 +88,48 @@ DEVICE_PHASE_LOST: DevicePhase.ValueType  # 2
 """The driver no longer answers for it."""
 Global___DevicePhase: _TypeAlias = DevicePhase  # noqa: Y015
 
+class _PathKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PathKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PathKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PATH_KIND_UNKNOWN: _PathKind.ValueType  # 0
+    PATH_KIND_NVLINK: _PathKind.ValueType  # 1
+    """NVLink, directly or through NVSwitch."""
+    PATH_KIND_INTERNAL: _PathKind.ValueType  # 2
+    """Both on one board."""
+    PATH_KIND_PIX: _PathKind.ValueType  # 3
+    """At most one PCIe switch between them."""
+    PATH_KIND_PXB: _PathKind.ValueType  # 4
+    """Several PCIe switches, no host bridge."""
+    PATH_KIND_PHB: _PathKind.ValueType  # 5
+    """A PCIe host bridge."""
+    PATH_KIND_NODE: _PathKind.ValueType  # 6
+    """Host bridges of one NUMA node."""
+    PATH_KIND_SYS: _PathKind.ValueType  # 7
+    """The connection between NUMA nodes."""
+
+class PathKind(_PathKind, metaclass=_PathKindEnumTypeWrapper):
+    """How two GPUs of a node reach each other, from near to far, as nvidia-smi topo names it."""
+
+PATH_KIND_UNKNOWN: PathKind.ValueType  # 0
+PATH_KIND_NVLINK: PathKind.ValueType  # 1
+"""NVLink, directly or through NVSwitch."""
+PATH_KIND_INTERNAL: PathKind.ValueType  # 2
+"""Both on one board."""
+PATH_KIND_PIX: PathKind.ValueType  # 3
+"""At most one PCIe switch between them."""
+PATH_KIND_PXB: PathKind.ValueType  # 4
+"""Several PCIe switches, no host bridge."""
+PATH_KIND_PHB: PathKind.ValueType  # 5
+"""A PCIe host bridge."""
+PATH_KIND_NODE: PathKind.ValueType  # 6
+"""Host bridges of one NUMA node."""
+PATH_KIND_SYS: PathKind.ValueType  # 7
+"""The connection between NUMA nodes."""
+Global___PathKind: _TypeAlias = PathKind  # noqa: Y015
+
 class _Role:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -144,6 +186,7 @@ class Node(_message.Message):
     SIMULATED_FIELD_NUMBER: _builtins.int
     STORE_FREE_BYTES_FIELD_NUMBER: _builtins.int
     PEER_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     incarnation: _builtins.str
     """New at each agent process start (UUID hex)."""
@@ -179,6 +222,10 @@ class Node(_message.Message):
     def backends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Backend names that can be started there."""
 
+    @_builtins.property
+    def sampling(self) -> _containers.RepeatedScalarFieldContainer[_profiler_pb2.SamplingGroup.ValueType]:
+        """Slow metrics that its agent should sample; kept by the host."""
+
     def __init__(
         self,
         *,
@@ -199,14 +246,91 @@ class Node(_message.Message):
         simulated: _builtins.bool = ...,
         store_free_bytes: _builtins.int = ...,
         peer_certificate: _builtins.str = ...,
+        sampling: _abc.Iterable[_profiler_pb2.SamplingGroup.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["joined_at", b"joined_at", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "cpu_count", b"cpu_count", "detail", b"detail", "features", b"features", "incarnation", b"incarnation", "joined_at", b"joined_at", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "peer_certificate", b"peer_certificate", "peer_host", b"peer_host", "peer_port", b"peer_port", "phase", b"phase", "platform", b"platform", "simulated", b"simulated", "store_free_bytes", b"store_free_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "cpu_count", b"cpu_count", "detail", b"detail", "features", b"features", "incarnation", b"incarnation", "joined_at", b"joined_at", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "peer_certificate", b"peer_certificate", "peer_host", b"peer_host", "peer_port", b"peer_port", "phase", b"phase", "platform", b"platform", "sampling", b"sampling", "simulated", b"simulated", "store_free_bytes", b"store_free_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class DevicePath(_message.Message):
+    """The way from a device to another of its node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NVLINKS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Position of the other on the node."""
+    kind: Global___PathKind.ValueType
+    nvlinks: _builtins.int
+    """NVLinks that join them."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        kind: Global___PathKind.ValueType = ...,
+        nvlinks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "kind", b"kind", "nvlinks", b"nvlinks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DevicePath: _TypeAlias = DevicePath  # noqa: Y015
+
+@_typing.final
+class DeviceProcess(_message.Message):
+    """A process on a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    SM_PERCENT_FIELD_NUMBER: _builtins.int
+    OURS_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    user: _builtins.str
+    command: _builtins.str
+    """Program and script without their arguments, which may hold secrets."""
+    memory_bytes: _builtins.int
+    """Of this device; absent when the driver does not tell."""
+    sm_percent: _builtins.int
+    """Share of the time in which its kernels ran, per cent."""
+    ours: _builtins.bool
+    """Started by gswarm."""
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        user: _builtins.str = ...,
+        command: _builtins.str = ...,
+        memory_bytes: _builtins.int | None = ...,
+        sm_percent: _builtins.int | None = ...,
+        ours: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_sm_percent", b"_sm_percent", "memory_bytes", b"memory_bytes", "sm_percent", b"sm_percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_sm_percent", b"_sm_percent", "command", b"command", "memory_bytes", b"memory_bytes", "ours", b"ours", "pid", b"pid", "sm_percent", b"sm_percent", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__sm_percent: _TypeAlias = _typing.Literal["sm_percent"]  # noqa: Y015
+    _WhichOneofArgType__sm_percent: _TypeAlias = _typing.Literal["_sm_percent", b"_sm_percent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sm_percent) -> _WhichOneofReturnType__sm_percent | None: ...
+
+Global___DeviceProcess: _TypeAlias = DeviceProcess  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):
@@ -226,6 +350,10 @@ class Device(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     DRIVER_VERSION_FIELD_NUMBER: _builtins.int
     CHANGED_AT_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    CPU_AFFINITY_FIELD_NUMBER: _builtins.int
+    NUMA_NODE_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """NVML UUID, "SIM-..." for simulated, "CPU-..." for the machine's processor."""
     alias: _builtins.str
@@ -244,8 +372,19 @@ class Device(_message.Message):
     detail: _builtins.str
     """Why it is lost, else empty."""
     driver_version: _builtins.str
+    cpu_affinity: _builtins.str
+    """CPUs near to it, for example "0-31,64-95"; empty when it is not known."""
+    numa_node: _builtins.int
     @_builtins.property
     def changed_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___DevicePath]:
+        """Ways to the other GPUs of the node; told once."""
+
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceProcess]:
+        """What runs on it, as last reported."""
+
     def __init__(
         self,
         *,
@@ -261,13 +400,22 @@ class Device(_message.Message):
         detail: _builtins.str = ...,
         driver_version: _builtins.str = ...,
         changed_at: _timestamp_pb2.Timestamp | None = ...,
+        paths: _abc.Iterable[Global___DevicePath] | None = ...,
+        cpu_affinity: _builtins.str = ...,
+        numa_node: _builtins.int | None = ...,
+        processes: _abc.Iterable[Global___DeviceProcess] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_power_limit_mw", b"_power_limit_mw", "changed_at", b"changed_at", "power_limit_mw", b"power_limit_mw"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node", "_power_limit_mw", b"_power_limit_mw", "changed_at", b"changed_at", "numa_node", b"numa_node", "power_limit_mw", b"power_limit_mw"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_power_limit_mw", b"_power_limit_mw", "alias", b"alias", "changed_at", b"changed_at", "detail", b"detail", "driver_version", b"driver_version", "id", b"id", "index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name", "node", b"node", "phase", b"phase", "power_limit_mw", b"power_limit_mw"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node", "_power_limit_mw", b"_power_limit_mw", "alias", b"alias", "changed_at", b"changed_at", "cpu_affinity", b"cpu_affinity", "detail", b"detail", "driver_version", b"driver_version", "id", b"id", "index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name", "node", b"node", "numa_node", b"numa_node", "paths", b"paths", "phase", b"phase", "power_limit_mw", b"power_limit_mw", "processes", b"processes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__numa_node: _TypeAlias = _typing.Literal["numa_node"]  # noqa: Y015
+    _WhichOneofArgType__numa_node: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node"]  # noqa: Y015
     _WhichOneofReturnType__power_limit_mw: _TypeAlias = _typing.Literal["power_limit_mw"]  # noqa: Y015
     _WhichOneofArgType__power_limit_mw: _TypeAlias = _typing.Literal["_power_limit_mw", b"_power_limit_mw"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__numa_node) -> _WhichOneofReturnType__numa_node | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__power_limit_mw) -> _WhichOneofReturnType__power_limit_mw | None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015

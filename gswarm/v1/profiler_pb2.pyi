@@ -36,6 +36,8 @@ class _ColumnTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ColumnType
     """uint64 that only grows, 2^64-1 is NA."""
     COLUMN_TYPE_MASK_U64: _ColumnType.ValueType  # 4
     """Bit set, 2^64-1 is NA."""
+    COLUMN_TYPE_GAUGE_U64: _ColumnType.ValueType  # 5
+    """uint64 that may fall, 2^64-1 is NA."""
 
 class ColumnType(_ColumnType, metaclass=_ColumnTypeEnumTypeWrapper): ...
 
@@ -48,6 +50,8 @@ COLUMN_TYPE_COUNTER_U64: ColumnType.ValueType  # 3
 """uint64 that only grows, 2^64-1 is NA."""
 COLUMN_TYPE_MASK_U64: ColumnType.ValueType  # 4
 """Bit set, 2^64-1 is NA."""
+COLUMN_TYPE_GAUGE_U64: ColumnType.ValueType  # 5
+"""uint64 that may fall, 2^64-1 is NA."""
 Global___ColumnType: _TypeAlias = ColumnType  # noqa: Y015
 
 class _SessionPhase:
@@ -74,6 +78,28 @@ SESSION_PHASE_STOPPED: SessionPhase.ValueType  # 3
 SESSION_PHASE_SEALED: SessionPhase.ValueType  # 4
 """Journal turned into Parquet segments."""
 Global___SessionPhase: _TypeAlias = SessionPhase  # noqa: Y015
+
+class _SamplingGroup:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplingGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SamplingGroup.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLING_GROUP_UNKNOWN: _SamplingGroup.ValueType  # 0
+    SAMPLING_GROUP_PCIE: _SamplingGroup.ValueType  # 1
+    """nvmlDeviceGetPcieThroughput: measures for 20 ms and blocks as long, twice a sample."""
+    SAMPLING_GROUP_NVLINK: _SamplingGroup.ValueType  # 2
+    """Counters of every NVLink."""
+
+class SamplingGroup(_SamplingGroup, metaclass=_SamplingGroupEnumTypeWrapper):
+    """What is sampled only when it is asked for, because reading it takes long."""
+
+SAMPLING_GROUP_UNKNOWN: SamplingGroup.ValueType  # 0
+SAMPLING_GROUP_PCIE: SamplingGroup.ValueType  # 1
+"""nvmlDeviceGetPcieThroughput: measures for 20 ms and blocks as long, twice a sample."""
+SAMPLING_GROUP_NVLINK: SamplingGroup.ValueType  # 2
+"""Counters of every NVLink."""
+Global___SamplingGroup: _TypeAlias = SamplingGroup  # noqa: Y015
 
 @_typing.final
 class MetricColumn(_message.Message):
@@ -107,7 +133,7 @@ Global___MetricColumn: _TypeAlias = MetricColumn  # noqa: Y015
 
 @_typing.final
 class MetricSchema(_message.Message):
-    """Announced once per node and again when it changes; ticks refer to it by (node, id)."""
+    """Announced once per node and again when it grows; ticks refer to it by (node, id)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -115,13 +141,21 @@ class MetricSchema(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     id: _builtins.int
+    """Follows from the content: the same layout has the same id, also after the agent's restart."""
     @_builtins.property
-    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricColumn]: ...
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricColumn]:
+        """What at least one of the devices gives; a metric that is not here none of them supports."""
+
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Row order of the packed columns."""
+
+    @_builtins.property
+    def absent(self) -> _containers.RepeatedCompositeFieldContainer[Global___Absent]:
+        """Set by the host for who comes late: the reasons that hold now."""
 
     def __init__(
         self,
@@ -130,10 +164,11 @@ class MetricSchema(_message.Message):
         id: _builtins.int = ...,
         columns: _abc.Iterable[Global___MetricColumn] | None = ...,
         device_ids: _abc.Iterable[_builtins.str] | None = ...,
+        absent: _abc.Iterable[Global___Absent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "device_ids", b"device_ids", "id", b"id", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "columns", b"columns", "device_ids", b"device_ids", "id", b"id", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,28 +176,32 @@ Global___MetricSchema: _TypeAlias = MetricSchema  # noqa: Y015
 
 @_typing.final
 class Absent(_message.Message):
-    """Why a value is NA; holds from this tick on, until a value comes."""
+    """Why a value is NA; holds from this tick on, until a value comes. Told when it changes, and again now and then."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: _builtins.int
     COLUMN_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    EVERY_COLUMN_FIELD_NUMBER: _builtins.int
     device: _builtins.int
     """Index into device_ids and columns of the schema."""
     column: _builtins.int
     reason: _builtins.str
     """"not supported", "lost", "timed out", "no permission" ..."""
+    every_column: _builtins.bool
+    """The device gives nothing at all: the reason holds for every column."""
     def __init__(
         self,
         *,
         device: _builtins.int = ...,
         column: _builtins.int = ...,
         reason: _builtins.str = ...,
+        every_column: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "device", b"device", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "device", b"device", "every_column", b"every_column", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -508,3 +547,60 @@ class ReadRecordingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadRecordingResponse: _TypeAlias = ReadRecordingResponse  # noqa: Y015
+
+@_typing.final
+class SetSamplingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    META_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
+    OFF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def meta(self) -> _common_pb2.RequestMeta: ...
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: all nodes that there are."""
+
+    @_builtins.property
+    def on(self) -> _containers.RepeatedScalarFieldContainer[Global___SamplingGroup.ValueType]: ...
+    @_builtins.property
+    def off(self) -> _containers.RepeatedScalarFieldContainer[Global___SamplingGroup.ValueType]: ...
+    def __init__(
+        self,
+        *,
+        meta: _common_pb2.RequestMeta | None = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        on: _abc.Iterable[Global___SamplingGroup.ValueType] | None = ...,
+        off: _abc.Iterable[Global___SamplingGroup.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["meta", b"meta"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["meta", b"meta", "nodes", b"nodes", "off", b"off", "on", b"on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetSamplingRequest: _TypeAlias = SetSamplingRequest  # noqa: Y015
+
+@_typing.final
+class SetSamplingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    changed: _builtins.int
+    """How many nodes sample something else now."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        changed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetSamplingResponse: _TypeAlias = SetSamplingResponse  # noqa: Y015

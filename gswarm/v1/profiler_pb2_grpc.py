@@ -59,6 +59,11 @@ class ProfilerStub:
                 request_serializer=gswarm_dot_v1_dot_profiler__pb2.ReadRecordingRequest.SerializeToString,
                 response_deserializer=gswarm_dot_v1_dot_profiler__pb2.ReadRecordingResponse.FromString,
                 _registered_method=True)
+        self.SetSampling = channel.unary_unary(
+                '/gswarm.v1.Profiler/SetSampling',
+                request_serializer=gswarm_dot_v1_dot_profiler__pb2.SetSamplingRequest.SerializeToString,
+                response_deserializer=gswarm_dot_v1_dot_profiler__pb2.SetSamplingResponse.FromString,
+                _registered_method=True)
 
 
 class ProfilerServicer:
@@ -99,6 +104,13 @@ class ProfilerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetSampling(self, request, context):
+        """Which groups of metrics nodes sample although reading them is slow; desired state, survives restarts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProfilerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_ProfilerServicer_to_server(servicer, server):
                     servicer.ReadRecording,
                     request_deserializer=gswarm_dot_v1_dot_profiler__pb2.ReadRecordingRequest.FromString,
                     response_serializer=gswarm_dot_v1_dot_profiler__pb2.ReadRecordingResponse.SerializeToString,
+            ),
+            'SetSampling': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSampling,
+                    request_deserializer=gswarm_dot_v1_dot_profiler__pb2.SetSamplingRequest.FromString,
+                    response_serializer=gswarm_dot_v1_dot_profiler__pb2.SetSamplingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class Profiler:
             '/gswarm.v1.Profiler/ReadRecording',
             gswarm_dot_v1_dot_profiler__pb2.ReadRecordingRequest.SerializeToString,
             gswarm_dot_v1_dot_profiler__pb2.ReadRecordingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSampling(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gswarm.v1.Profiler/SetSampling',
+            gswarm_dot_v1_dot_profiler__pb2.SetSamplingRequest.SerializeToString,
+            gswarm_dot_v1_dot_profiler__pb2.SetSamplingResponse.FromString,
             options,
             channel_credentials,
             insecure,

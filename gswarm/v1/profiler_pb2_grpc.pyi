@@ -41,6 +41,8 @@ class ProfilerStub:
     """A mark on the session's time line."""
     ReadRecording: _grpc.UnaryStreamMultiCallable[_profiler_pb2.ReadRecordingRequest, _profiler_pb2.ReadRecordingResponse]
     """The recording's files, one after another, for export and pull."""
+    SetSampling: _grpc.UnaryUnaryMultiCallable[_profiler_pb2.SetSamplingRequest, _profiler_pb2.SetSamplingResponse]
+    """Which groups of metrics nodes sample although reading them is slow; desired state, survives restarts."""
 
 @_typing.type_check_only
 class ProfilerAsyncStub(ProfilerStub):
@@ -55,6 +57,8 @@ class ProfilerAsyncStub(ProfilerStub):
     """A mark on the session's time line."""
     ReadRecording: _aio.UnaryStreamMultiCallable[_profiler_pb2.ReadRecordingRequest, _profiler_pb2.ReadRecordingResponse]  # type: ignore[assignment]
     """The recording's files, one after another, for export and pull."""
+    SetSampling: _aio.UnaryUnaryMultiCallable[_profiler_pb2.SetSamplingRequest, _profiler_pb2.SetSamplingResponse]  # type: ignore[assignment]
+    """Which groups of metrics nodes sample although reading them is slow; desired state, survives restarts."""
 
 class ProfilerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -96,5 +100,13 @@ class ProfilerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_profiler_pb2.ReadRecordingResponse], _abc.AsyncIterator[_profiler_pb2.ReadRecordingResponse]]:
         """The recording's files, one after another, for export and pull."""
+
+    @_abc_1.abstractmethod
+    def SetSampling(
+        self,
+        request: _profiler_pb2.SetSamplingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profiler_pb2.SetSamplingResponse, _abc.Awaitable[_profiler_pb2.SetSamplingResponse]]:
+        """Which groups of metrics nodes sample although reading them is slow; desired state, survives restarts."""
 
 def add_ProfilerServicer_to_server(servicer: ProfilerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("nvml_stub.c")
-NOT_SUPPORTED, NO_PERMISSION, LOST, UNKNOWN = 3, 4, 15, 999
+NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, LOST, UNKNOWN = 3, 4, 13, 15, 999
 
 
 def compiler() -> str | None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual.containers import Horizontal
 from textual.widget import Widget
 
-from gswarm.cluster.types import Device
+from gswarm.cluster.types import Device, DeviceProcess
 from gswarm.model.types import Service, ServicePhase
 from gswarm.queue.types import Task, TaskPhase
 
-from .. import figures
+from .. import figures, health
 from ..model_state import MEMORY, POWER, TEMPERATURE, UTIL, pick
 from ..view import DeviceView, View
 from ..widgets.board import Board
@@ -38,6 +38,8 @@ class Gauge:
     scale: float = 1.0
 
 
+INSIDE, OUTSIDE, FRAME = 8, 32, 2
+"""Rows of what runs on it at least, rows of all else on the page, rows of a frame."""
 GAUGES = (
     Gauge("util", UTIL, "%"),
     Gauge("tensor", ("tensor_percent", "tensor_active_percent"), "%"),
@@ -89,26 +91,6 @@ def parts_of(
         parts.append(Part("other", "driver and not told apart" if ours or outside else "in use", rest))
     parts.append(Part("free", "", max(0, device.memory_total - used), is_free=True))
     return parts
-
-
-def reading(name: str, value: float) -> tuple[str, str]:
-    """A metric's name without its unit, and its value with it."""
-    head, _, unit = name.rpartition("_")
-    label = (head or name).replace("_", " ")
-    match unit:
-        case "mj":
-            return label, f"{figures.number(value / 1000)} J"
-        case "mw":
-            return label, f"{value / 1000:.0f} W"
-        case "bytes":
-            return label, figures.size(value)
-        case "mhz":
-            return label, f"{value:.0f} MHz"
-        case "percent":
-            return label, f"{value:.0f} %"
-        case "c":
-            return label, f"{value:.0f} °C"
-    return name.replace("_", " "), f"{value:g}"
 
 
 class DevicePage(Page):
@@ -175,10 +157,15 @@ class DevicePage(Page):
             board.put((((f"NA: {reason}", "dim"),),), is_stale=stale)
         else:
             board.put(ledger(parts, board.size.width - 2), subtitle=total_line(parts), is_stale=stale)
-        self.query_one("#processes", Board).put(self._processes(services, hue_of), is_stale=stale)
         device = snapshot.devices.get(d.id)
+        running = self._processes(services, hue_of, device.processes if device else ())
+        self.query_one("#processes", Board).put(running, is_stale=stale)
         if device is not None:
-            self.query_one("#health", Board).put(self._health(d, device), is_stale=stale)
+            told = self._health(d, device)
+            self.query_one("#health", Board).put(told, is_stale=stale)
+            # A taller terminal shows more of it; the rest of the page keeps what it needs.
+            wanted = max(len(told), len(running)) + FRAME
+            self.query_one("#inside").styles.height = max(INSIDE, min(wanted, self.size.height - OUTSIDE))
         self._next(d, view)
         self._ran(d, view)
 
@@ -213,7 +200,9 @@ class DevicePage(Page):
             graph = sparkline(series, cells, top or max(seen, default=1.0))
             board.put((head, *(((line, hue),) for line in graph)), is_stale=stale)
 
-    def _processes(self, services: Sequence[Service], hue_of: Mapping[str, int]) -> tuple[Spans, ...]:
+    def _processes(
+        self, services: Sequence[Service], hue_of: Mapping[str, int], processes: Sequence[DeviceProcess]
+    ) -> tuple[Spans, ...]:
         out: list[Spans] = [(("PID     WHAT                      GiB  STATE", "dim"),)]
         for s in services:
             held = f"{s.memory_bytes / 2**30:.1f}" if s.memory_bytes else figures.NA
@@ -226,6 +215,18 @@ class DevicePage(Page):
                     (s.phase.value, "dim"),
                 )
             )
+        for p in processes:
+            if not p.ours:
+                held = f"{p.memory_bytes / 2**30:.1f}" if p.memory_bytes is not None else figures.NA
+                share = f"SM {p.sm_percent} %" if p.sm_percent is not None else ""
+                out.append(
+                    (
+                        (f"{p.pid:<7} {(p.command or figures.NA)[:12]:<13}", "text"),
+                        (f"{p.user[:11]:<12}", "dim"),
+                        (f"{held:>4}  ", "text"),
+                        (share, "dim"),
+                    )
+                )
         if not services:
             out.append((("nothing of ours runs here", "dim"),))
         return tuple(out)
@@ -233,17 +234,10 @@ class DevicePage(Page):
     def _health(self, d: DeviceView, device: Device) -> tuple[Spans, ...]:
         values = self.app.snapshot.samples.get(d.id, {})
         reasons = self.app.snapshot.reasons.get(d.id, {})
-        shown = {m for g in GAUGES for m in g.metrics}
-        out: list[Spans] = [((f"{'state':<19}", "dim"), (d.trouble or "ready", "failed" if d.trouble else "ready"))]
+        state: Spans = health.line("state", d.trouble or "ready", "failed" if d.trouble else "ready")
         if d.age_s is not None:
-            out.append(((f"{'sampled':<19}", "dim"), (f"{figures.span(d.age_s)} ago", "text")))
-        for name, value in sorted(values.items()):
-            if name not in shown and name not in ("memory_total_bytes", "foreign_memory_bytes"):
-                label, text = reading(name, value)
-                out.append(((f"{label[:18]:<19}", "dim"), (text, "text")))
-        for name, reason in sorted(reasons.items()):
-            out.append(((f"{reading(name, 0.0)[0][:18]:<19}", "dim"), (f"NA: {reason}", "faint")))
-        return tuple(out)
+            state = (*state, (f"  sampled {figures.span(d.age_s)} ago", "dim"))
+        return (state, *health.lines(device, values, reasons, {m for g in GAUGES for m in g.metrics}))
 
     def _next(self, d: DeviceView, view: View) -> None:
         board = self.query_one("#next", Board)
