@@ -28,7 +28,8 @@ batch scheduling with family setups: Monma and Potts, "On the complexity of sche
 Operations Research 37 (1989).
 
 Relaxed where a problem uses the optional parts: several models on a GPU give unloads no price and slots no limit; a model
-that can sleep is loaded once and woken otherwise; GPUs that are free later give less room.
+that can sleep is loaded once, if it is not there at t = 0, and woken otherwise, and a GPU is rid of it by unload or sleep,
+whichever is shorter; GPUs that are free later give less room.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ class _Family:
     """GPUs a placement takes."""
     load: Floats
     """Or waking, for a model that can sleep."""
-    memory: Floats
+    more: Floats
+    """How much longer the first load takes where nothing is there at t = 0, for nothing sleeps then."""
+    clear: Floats
+    """Seconds to rid a GPU of it: unload, or sleep where that is shorter."""
     held: Floats
     """Placements that are there at t = 0."""
 
@@ -111,9 +115,6 @@ def _first_start(problem: Problem) -> Floats:
     np.minimum.at(earliest, problem.model, problem.release)
     load = np.array([m.load_s for m in problem.models])
     load[list({p.model for p in problem.placements} | {int(problem.model[r.task]) for r in problem.running})] = 0.0
-    if problem.host_memory_gb:
-        wake = np.array([m.load_s if m.wake_s is None else min(m.wake_s, m.load_s) for m in problem.models])
-        load = np.minimum(load, wake)
     earliest = np.maximum(earliest, min(g.free_at for g in problem.gpus))
     found: Floats = (earliest + load)[problem.model]
     return found
@@ -170,15 +171,20 @@ def _family(problem: Problem, model: Ints, work: Floats, head: Floats, tail: Flo
     for running in problem.running:
         held[problem.model[running.task]] += 1
     again = np.array([m.load_s for m in models])
+    clear = np.array([m.memory_gb / UNLOAD_GB_PER_S for m in models])
     if problem.host_memory_gb:
+        asleep = np.array([m.sleep_s if m.sleep_s is not None and m.wake_s is not None else np.inf for m in models])
+        clear = np.minimum(clear, asleep)
         again = np.array([m.load_s if m.wake_s is None else min(m.wake_s, m.load_s) for m in models])
+    full = np.array([m.load_s for m in models])
     return _Family(
         work=total[used],
         head=first[used],
         tail=last[used],
         slots=np.array([float(m.width) for m in models]),
         load=again,
-        memory=np.array([m.memory_gb for m in models]),
+        more=np.where(held[used] > 0, 0.0, full - again),
+        clear=clear,
         held=held[used],
     )
 
@@ -197,10 +203,10 @@ def _too_small(problem: Problem, f: _Family, t: float, r: float, q: float) -> bo
     slots = loads * f.slots
     spare = slots.sum() - len(problem.gpus) if not problem.shared else 0.0
     if r == 0.0:
-        need += float((slots * f.load).sum())
+        need += float((slots * f.load).sum() + (f.slots * f.more).sum())
         if spare > 0:
             # Of the slots of all placements, all but one a GPU are given up again: at least those of least memory.
-            need += _least_sum(slots, f.memory / UNLOAD_GB_PER_S, spare)
+            need += _least_sum(slots, f.clear, spare)
     elif spare > 0:
         need += _least_sum(slots, f.load, spare)
     return need > sum(t - q - max(r, min(busy, t - q)) for busy in _busy(problem))

@@ -40,6 +40,11 @@ class Model:
     sleep_s: float | None = None
     wake_s: float | None = None
 
+    @property
+    def can_sleep(self) -> bool:
+        """Whether it can be put into host memory and brought back."""
+        return self.sleep_s is not None and self.wake_s is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:

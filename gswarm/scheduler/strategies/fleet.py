@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S
-from gswarm.scheduler.strategy import Device, Instruction, Load, Model, Server, Unload
+from gswarm.scheduler.strategies.memory import Host
+from gswarm.scheduler.strategy import Device, Instruction, Load, Model, Server
 
 BYTES_PER_GB = 1e9
 COOLDOWN_S = 60.0
@@ -178,6 +179,7 @@ class Fleet:
         self.idle: dict[str, Copy] = {}
         """Servers of ours on GPUs that run nothing and are in no move."""
         self.cooling: dict[tuple[str, str], float] = {}
+        self.host = Host(lambda name: self.line(name).demand)
         self._count = 0
 
     def line(self, name: str) -> Line:
@@ -231,13 +233,25 @@ class Fleet:
         move.is_fixed = True
         move.line.coming += 1
         for copy in move.left.values():
-            self._leave(copy)
-            self.out.append(Unload(copy.server.id, move.reason))
+            self.send_away(copy, move.reason)
         if not move.left:
             self._load(move, now)
 
+    def send_away(self, copy: Copy, reason: str) -> None:
+        """End a server, or put it to sleep."""
+        self._leave(copy)
+        self.host.send_away(copy.server.id, copy.line.model, reason, self.out)
+        self._costs(copy.line)
+
+    def _costs(self, line: Line) -> None:
+        """What it costs to switch to the model, after it went to sleep or woke."""
+        if self.host.room and line.model is not None:
+            line.switch_s = self.host.load_s(line.model) + self.host.away_s(line.model)
+
     def _load(self, move: Move, now: float) -> None:
         move.began = now
+        if self.host.brought_up(move.line.name):
+            self._costs(move.line)
         self.out.append(Load(move.line.name, tuple(p.device.id for p in move.places), move.reason))
 
     def call_off(self, move: Move) -> None:
@@ -331,9 +345,11 @@ class Fleet:
             copy.line.slots -= copy.server.slots
         copy.line.open.pop(copy.server.id, None)
 
-    def server_gone(self, server: str, failed: bool, now: float) -> Copy | None:
+    def server_gone(self, server: str, failed: bool, now: float, asleep: bool = False) -> Copy | None:
         """A server is no more."""
         copy = self.copies.pop(server, None)
+        if self.host.gone(server, asleep) and copy is not None:
+            self._costs(copy.line)
         if copy is None:
             return None
         self._leave(copy)

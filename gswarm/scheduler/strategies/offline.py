@@ -20,6 +20,7 @@ from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.plan import Plan
 from gswarm.scheduler.problem import Problem, ProblemError
 from gswarm.scheduler.strategies.batching import MANY, Instance, Pass, Policy
+from gswarm.scheduler.strategies.sleeping import SleepingPass
 
 NAME = "offline"
 GREEDY = (
@@ -47,7 +48,7 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
         policies = GREEDY if problem.tasks <= MANY else GREEDY[:1]
     best, makespan = None, math.inf
     for policy in policies:
-        made = Pass(instance, policy, keep=True)
+        made = _pass(instance, policy, keep=True)
         if (ends := made.run(makespan)) < makespan:
             best, makespan = made, ends
     if best is None:
@@ -55,10 +56,15 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
     return best.plan()
 
 
+def _pass(instance: Instance, policy: Policy, *, keep: bool = False) -> Pass:
+    kind = SleepingPass if instance.problem.host_memory_gb else Pass
+    return kind(instance, policy, keep=keep)
+
+
 def search(instance: Instance, *, seconds: float, iterations: int, seed: int) -> Policy:
     """The best policy found."""
     began = time.monotonic()
-    tried = sorted(((Pass(instance, p).run(), n, p) for n, p in enumerate(GREEDY)), key=lambda t: t[:2])
+    tried = sorted(((_pass(instance, p).run(), n, p) for n, p in enumerate(GREEDY)), key=lambda t: t[:2])
     passes = 0
 
     def progress() -> float:
@@ -70,7 +76,7 @@ def search(instance: Instance, *, seconds: float, iterations: int, seed: int) ->
     for n, start in enumerate(_starts(), len(GREEDY)):
         if progress() >= 0.2:
             break
-        tried.append((Pass(instance, start).run(), n, start))
+        tried.append((_pass(instance, start).run(), n, start))
         passes += 1
     tried.sort(key=lambda t: t[:2])
     bound = lower_bound(instance.problem).value
@@ -82,7 +88,7 @@ def search(instance: Instance, *, seconds: float, iterations: int, seed: int) ->
     while (part := progress()) < 1 and best > bound:
         allowed = at * (1 + THRESHOLD * (1 - part))
         changed = _mutate(now, random, len(instance.width), best)
-        makespan = Pass(instance, changed).run(allowed + 1e-9)
+        makespan = _pass(instance, changed).run(allowed + 1e-9)
         passes += 1
         if makespan <= allowed:
             at, now, refused = makespan, changed, 0

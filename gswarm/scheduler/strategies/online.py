@@ -37,6 +37,7 @@ from gswarm.scheduler.strategy import (
     DeviceGone,
     DeviceIs,
     Event,
+    HostIs,
     Instruction,
     Job,
     LoadRefused,
@@ -46,7 +47,6 @@ from gswarm.scheduler.strategy import (
     ServerIs,
     Start,
     Started,
-    Unload,
     Withdrawn,
 )
 
@@ -277,8 +277,10 @@ class Online:
                         fleet.proceed(copy.move, now)
                     if copy.line.count:
                         self._touched[copy.line.name] = copy.line
-            case ServerGone(server_id, failed):
-                fleet.server_gone(server_id, failed, now)
+            case ServerGone(server_id, failed, asleep):
+                fleet.server_gone(server_id, failed, now, asleep)
+            case HostIs(memory):
+                fleet.host.room = memory
             case LoadRefused(model, device):
                 fleet.refused(model, device, now)
             case DeviceIs(device):
@@ -504,8 +506,7 @@ class Online:
                 s = copy.server
                 can_go = s.ours and s.ready and not copy.running and not copy.line.count and s.id in copy.line.copies
                 if can_go and fleet.takes(line, place) and fleet.has_room(line, place, without=copy):
-                    fleet._leave(copy)
-                    fleet.out.append(Unload(s.id, f"makes room for {line.name}" if self.reasons else ""))
+                    fleet.send_away(copy, f"makes room for {line.name}" if self.reasons else "")
                     return False
         return False
 
