@@ -266,7 +266,7 @@ class Simulated:
             show(_happening(self.problem, record))
 
         with working(""):
-            strategy = _strategy(self.strategy, reasons=self.reasons)
+            strategy = _strategy(self.strategy, shared=problem.shared, reasons=self.reasons)
             simulation = Simulation(problem, strategy, noise=self.noise, seed=self.seed, watch=watch)
             made = simulation.run()
             if self.noise:
@@ -278,11 +278,11 @@ class Simulated:
         say_table([outcome(self.strategy, problem, planned, bound_s, online=self.online)])
 
 
-def _strategy(name: str, *, reasons: bool) -> Strategy:
+def _strategy(name: str, *, shared: bool, reasons: bool) -> Strategy:
     if reasons:
         with contextlib.suppress(TypeError):  # it takes no such option: what it says, it says anyway
-            return strategies.create(name, reasons=True)
-    return strategies.create(name)
+            return strategies.create(name, shared=shared, reasons=True)
+    return strategies.create(name, shared=shared)
 
 
 def _happening(problem: Problem, record: Record) -> Happening:

@@ -27,7 +27,8 @@ scheduling problems", Annals of Operations Research 92 (1999). The count of plac
 batch scheduling with family setups: Monma and Potts, "On the complexity of scheduling with batch setup times",
 Operations Research 37 (1989).
 
-Relaxed where a problem uses the optional parts: several models on a GPU give unloads no price and slots no limit; a model
+Relaxed where a problem uses the optional parts: several models on a GPU give unloads no price and slots no limit, and a
+placement takes but the share of a GPU that it takes of the largest one's memory; a model
 that can sleep is loaded once, if it is not there at t = 0, and woken otherwise, and a GPU is rid of it by unload or sleep,
 whichever is shorter; GPUs that are free later give less room.
 """
@@ -40,7 +41,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gswarm.scheduler import critical
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Problem
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Model, Problem
 
 THRESHOLDS = 24
 """Heads and tails that are tried, each; beyond it the bound hardly grows."""
@@ -65,7 +66,7 @@ class _Family:
     head: Floats
     tail: Floats
     slots: Floats
-    """GPUs a placement takes."""
+    """GPUs a placement takes; where several models are on one, the share of their memory that it takes."""
     load: Floats
     """Or waking, for a model that can sleep."""
     more: Floats
@@ -148,7 +149,7 @@ def _least(
     high = max(low, 1e-9, r + q + float((family.work * family.slots).sum()) / len(problem.gpus)) * 2 + 1.0
     while _too_small(problem, family, high, r, q):
         low, high = high, 2 * high
-    while high - low > precision * high:
+    while high - low > precision * max(high, PRECISION):
         middle = (low + high) / 2
         if _too_small(problem, family, middle, r, q):
             low = middle
@@ -181,12 +182,20 @@ def _family(problem: Problem, model: Ints, work: Floats, head: Floats, tail: Flo
         work=total[used],
         head=first[used],
         tail=last[used],
-        slots=np.array([float(m.width) for m in models]),
+        slots=np.array([m.width * _share(problem, m) for m in models]),
         load=again,
         more=np.where(held[used] > 0, 0.0, full - again),
         clear=clear,
         held=held[used],
     )
+
+
+def _share(problem: Problem, model: Model) -> float:
+    """How much of a GPU one placement takes of each of its GPUs, at the least."""
+    if not problem.shared:
+        return 1.0
+    rooms = [g.memory_gb for g in problem.gpus]
+    return min((min(1.0, model.memory_gb / room) if room else 1.0) for room in rooms)
 
 
 def _too_small(problem: Problem, f: _Family, t: float, r: float, q: float) -> bool:
@@ -215,6 +224,8 @@ def _too_small(problem: Problem, f: _Family, t: float, r: float, q: float) -> bo
 def _busy(problem: Problem) -> list[float]:
     """Until when each GPU can take nothing."""
     until = [g.free_at for g in problem.gpus]
+    if problem.shared:
+        return until
     for running in problem.running:
         for gpu in running.gpus:
             until[gpu] = max(until[gpu], running.end)

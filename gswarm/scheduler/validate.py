@@ -367,7 +367,7 @@ class _Replay:
                 Kind.OVERLAP, run.name, f"begins at {_s(run.opens)} while {model.id} is used until {_s(placed.until)}"
             )
         low = self._least_load(run)
-        if placed is None or run.switch > TOLERANCE_S or low <= TOLERANCE_S:
+        if placed is None or run.switch > TOLERANCE_S or (low <= TOLERANCE_S and run.opens > placed.until):
             if run.switch < low - TOLERANCE_S:
                 kind = Kind.TOO_SHORT if run.switch > TOLERANCE_S else Kind.UNCHARGED
                 yield Fault(kind, run.name, f"its switch is {_s(run.switch)}; {model.id} takes at least {_s(low)}")
@@ -430,16 +430,18 @@ class _Replay:
 
 def _most_at_once(stays: Sequence[tuple[float, float, float, str]], room: float) -> tuple[float, str] | None:
     """The first time that more than `room` is there: how much, and for which task. Stays are from, to, GB, task."""
-    # What ends by a moment leaves before what begins then. A stay of no length counts at its moment.
-    changes = [(since, 1, gb, by) for since, _, gb, by in stays]
-    changes += [
-        (max(since, until - TOLERANCE_S), 2 if until <= since else 0, -gb, by) for since, until, gb, by in stays
-    ]
+    # What ends by a moment leaves before what begins then; what has no length is there by itself, between the two.
+    changes = []
+    for since, until, gb, by in stays:
+        if until - since <= TOLERANCE_S:
+            changes.append((since, 1, gb, by))
+        else:
+            changes += [(since, 2, gb, by), (until - TOLERANCE_S, 0, -gb, by)]
     total = 0.0
-    for _, _, gb, by in sorted(changes):
-        total += gb
-        if gb > 0 and total > room + TOLERANCE_S:
-            return total, by
+    for _, kind, gb, by in sorted(changes):
+        if kind and total + gb > room + TOLERANCE_S:
+            return total + gb, by
+        total += gb if kind != 1 else 0.0
     return None
 
 

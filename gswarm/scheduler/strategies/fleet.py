@@ -33,12 +33,29 @@ class State(IntEnum):
 class Task:
     """A job as the strategy keeps it."""
 
-    __slots__ = ("arrived", "id", "is_root", "line", "missing", "number", "rank", "run_s", "server", "since", "state")
+    __slots__ = (
+        "arrived",
+        "due",
+        "id",
+        "is_root",
+        "line",
+        "missing",
+        "number",
+        "rank",
+        "run_s",
+        "server",
+        "since",
+        "state",
+    )
 
-    def __init__(self, id: str, line: Line, rank: int, run_s: float | None, now: float, waited_s: float) -> None:
+    def __init__(
+        self, id: str, line: Line, rank: int, run_s: float | None, now: float, waited_s: float, due: float
+    ) -> None:
         self.id, self.line, self.rank, self.run_s = id, line, rank, run_s
         self.arrived = self.since = now - waited_s
         self.missing, self.number = 0, -1
+        self.due = due
+        """When it should have ended; infinite once that cannot be any more."""
         self.is_root = False
         self.server = ""
         self.state = State.BLOCKED

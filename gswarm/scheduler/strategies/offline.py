@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from random import Random
 
 from gswarm.scheduler.bound import lower_bound
-from gswarm.scheduler.plan import Plan
+from gswarm.scheduler.plan import Plan, late_requests
 from gswarm.scheduler.problem import Problem, ProblemError
+from gswarm.scheduler.problem import replace as replaced
+from gswarm.scheduler.strategies import crowding
 from gswarm.scheduler.strategies.batching import MANY, Instance, Pass, Policy
 from gswarm.scheduler.strategies.sleeping import SleepingPass
 
@@ -31,6 +33,8 @@ GREEDY = (
 """What `seconds=0` tries: wide models first and take what is there; or load ahead, and wait for work to come."""
 THRESHOLD = 0.004
 """Relative; how much worse a policy may be and still be gone on from, at the start. It falls to 0."""
+PRICE = 0.01
+"""What fewer late requests may cost, of the makespan."""
 RETURN_AFTER = 400
 """Refused policies in a row after which the search goes back to the best one or to another start."""
 STARTS = 4
@@ -41,7 +45,24 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
 
     Searches for `seconds` of wall time, or for exactly `iterations` passes beyond the greedy ones. Both 0: greedy.
     """
-    instance = Instance(problem.offline())
+    problem = problem.offline()
+    if not problem.shared:
+        return _batched(problem, seconds, iterations, seed)
+    there = [gpu for placement in problem.placements for gpu in placement.gpus]
+    there += [
+        gpu
+        for run in problem.running
+        for gpu in run.gpus
+        if (int(problem.model[run.task]), run.gpus) not in set((p.model, p.gpus) for p in problem.placements)
+    ]
+    apart = None
+    if len(set(there)) == len(there):  # to be alone on a GPU is never wrong
+        apart = _batched(replaced(problem, shared=False), seconds / 2, iterations, seed)
+    return crowding.plan(problem, apart, seconds=seconds / 2, iterations=iterations, seed=seed)
+
+
+def _batched(problem: Problem, seconds: float, iterations: int, seed: int) -> Plan:
+    instance = Instance(problem)
     if seconds or iterations:
         policies: tuple[Policy, ...] = (search(instance, seconds=seconds, iterations=iterations, seed=seed),)
     else:
@@ -53,7 +74,21 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
             best, makespan = made, ends
     if best is None:
         raise ProblemError("no order of loads lets every task run")
-    return best.plan()
+    plan = best.plan()
+    return plan if problem.deadline is None else _in_time(problem, plan, policies, makespan)
+
+
+def _in_time(problem: Problem, plan: Plan, policies: Sequence[Policy], makespan: float) -> Plan:
+    """The plan of fewest late requests, by these policies with tasks in order of deadline, or the one that there is."""
+    instance = Instance(problem, by_deadline=True)
+    late = late_requests(problem, plan) or 0
+    for policy in policies:
+        made = _pass(instance, policy, keep=True)
+        if late and made.run() <= makespan * (1 + PRICE):
+            other = made.plan()
+            if (later := late_requests(problem, other) or 0) < late:
+                plan, late = other, later
+    return plan
 
 
 def _pass(instance: Instance, policy: Policy, *, keep: bool = False) -> Pass:
