@@ -21,7 +21,7 @@ from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.formats import executions_of, plan_lines, problem_of, read_file
 from gswarm.scheduler.plan import Execution
 from gswarm.scheduler.planning import Planned, names, noisy_bound, outcome
-from gswarm.scheduler.problem import Gpu, Problem, ProblemError, replace
+from gswarm.scheduler.problem import Problem, ProblemError, replace
 from gswarm.scheduler.simulate import Record, Simulation, SimulationError, perturbed
 from gswarm.scheduler.strategy import Strategy
 from gswarm.scheduler.types import Happening, Outcome
@@ -183,7 +183,9 @@ def read_planned(config: Path, requests: Path, path: Path, *, online: bool) -> t
         gpus, runs = executions_of(read_file(path))
         wide = problem_of(read_file(config), read_file(requests), WIDEST)
     widest = max((wide.models[m].width for m in set(wide.model.tolist())), default=1)
-    problem = replace(wide, gpus=(Gpu(),) * max(gpus, widest))
+    count = max(gpus, widest)
+    there = tuple(placement for placement in wide.placements if max(placement.gpus, default=0) < count)
+    problem = replace(wide, gpus=wide.gpus[:count], placements=there)
     return _made(problem, online=online), gpus, runs
 
 

@@ -8,10 +8,7 @@ A model that sleeps is woken, on any GPUs, in `wake_s`; only what has run can sl
 
 from __future__ import annotations
 
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Problem
-
-SLACK_GB = 1e-6
-"""What sums of memory may be off by."""
+from gswarm.scheduler.problem import SLACK_GB, UNLOAD_GB_PER_S, Problem
 
 
 class Placed:

@@ -48,17 +48,18 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
     problem = problem.offline()
     if not problem.shared:
         return _batched(problem, seconds, iterations, seed)
-    there = [gpu for placement in problem.placements for gpu in placement.gpus]
-    there += [
-        gpu
-        for run in problem.running
-        for gpu in run.gpus
-        if (int(problem.model[run.task]), run.gpus) not in set((p.model, p.gpus) for p in problem.placements)
-    ]
     apart = None
-    if len(set(there)) == len(there):  # to be alone on a GPU is never wrong
+    if _is_apart(problem):  # to have a GPU alone is never wrong
         apart = _batched(replaced(problem, shared=False), seconds / 2, iterations, seed)
     return crowding.plan(problem, apart, seconds=seconds / 2, iterations=iterations, seed=seed)
+
+
+def _is_apart(problem: Problem) -> bool:
+    """Whether each GPU holds one model at the most at t = 0."""
+    there = {(p.model, tuple(sorted(p.gpus))) for p in problem.placements}
+    there |= {(int(problem.model[r.task]), tuple(sorted(r.gpus))) for r in problem.running}
+    gpus = [gpu for _, chosen in there for gpu in chosen]
+    return len(set(gpus)) == len(gpus)
 
 
 def _batched(problem: Problem, seconds: float, iterations: int, seed: int) -> Plan:

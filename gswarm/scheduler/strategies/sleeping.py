@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 
+from gswarm.scheduler.problem import SLACK_GB
 from gswarm.scheduler.strategies.batching import NOTHING, Instance, Pass, Policy
-
-SLACK_GB = 1e-6
-"""What sums of memory may be off by."""
 
 
 class SleepingPass(Pass):
