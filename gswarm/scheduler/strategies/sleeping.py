@@ -10,7 +10,8 @@ from gswarm.scheduler.strategies.batching import NOTHING, Instance, Pass, Policy
 
 class SleepingPass(Pass):
     """A model sleeps if it has work left, if that way and back is shorter than to unload and load it again, and if it
-    fits beside what saves more a GB of host memory."""
+    fits beside what saves more a GB of host memory. One without work left does where that is shorter and there is room.
+    """
 
     def __init__(self, instance: Instance, policy: Policy, *, keep: bool = False) -> None:
         # What a load takes changes while the pass runs.
@@ -67,9 +68,12 @@ class SleepingPass(Pass):
 
     def _makes_room(self, m: int) -> bool:
         room = self._instance.problem.host_memory_gb + SLACK_GB
-        if self._saved_s[m] <= 0 or not self._has_work(m) or self._size_gb[m] > room:
-            return False
         free = room - sum(n * gb for n, gb in zip(self._asleep, self._size_gb, strict=True) if n)
+        if not self._has_work(m):
+            sleep_s = self._models[m].sleep_s if self._models[m].can_sleep else None
+            return sleep_s is not None and sleep_s < self._instance.unload[m] and self._size_gb[m] <= free
+        if self._saved_s[m] <= 0 or self._size_gb[m] > room:
+            return False
         dropped: list[int] = []
         for worth, other in sorted((self._worth(o), o) for o, n in enumerate(self._asleep) if n):
             while free < self._size_gb[m] and worth < self._worth(m) and dropped.count(other) < self._asleep[other]:
