@@ -153,7 +153,8 @@ class ListStrategy:
     def _take(self, now: float, event: Event) -> None:
         match event:
             case Arrived(job):
-                self._asked[job.model] += 1
+                if self._host.room:
+                    self._asked[job.model] += 1
                 if job.needs:
                     self._blocked[job.id] = (job, set(job.needs))
                     for need in job.needs:
