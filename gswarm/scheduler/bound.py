@@ -18,19 +18,28 @@ that are there at t = 0 need no load.) With C = sum(k c_m) GPU slots:
 - r > 0: at time r each GPU holds one placement at the most, so C - N slots at least are loaded after r: at least the
   shortest loads, summed.
 
-T is too small where this exceeds N (T - q - r) GPU-seconds. As T grows the need falls and the room grows, so the least T
+T is too small where this exceeds N (T - q - r) GPU-seconds.
+
+*Widths.* At no moment do the widths of what loads or runs sum to more than N; then neither do f(k), for a dual feasible
+function f: f(k) = N for k > N - w, k for w <= k, 0 below (what cannot run beside a wide model waits for it), or N / j
+floor((j + 1) k / N) where (j + 1) k / N is no whole number (of 4 GPUs' width, two fit 10 GPUs and no more). So the energy
+argument, unloads aside, holds with f(k) for k.
+
+*Slots.* A loaded slot keeps its GPU for its load and its shortest task, so at most j of those for which this takes more
+than (T - q) / (j + 1) fit one GPU between 0 and T - q. T is too small where there are more than j N of them.
+ As T grows the need falls and the room grows, so the least T
 that is not too small is found by bisection. Thresholds r and q are tried over the quantiles of heads and tails; every
 pair is a bound of its own, and so is their maximum.
 
 Energetic reasoning: Baptiste, Le Pape, Nuijten, "Satisfiability tests and time-bound adjustments for cumulative
 scheduling problems", Annals of Operations Research 92 (1999). The count of placements is the bin-covering argument of
 batch scheduling with family setups: Monma and Potts, "On the complexity of scheduling with batch setup times",
-Operations Research 37 (1989).
+Operations Research 37 (1989). Dual feasible functions: Fekete and Schepers, "New classes of fast lower bounds for bin
+packing problems", Mathematical Programming 91 (2001).
 
 Relaxed where a problem uses the optional parts: several models on a GPU give unloads no price and slots no limit, and a
-placement takes but the share of a GPU that it takes of the largest one's memory; a model
-that can sleep is loaded once, if it is not there at t = 0, and woken otherwise, and a GPU is rid of it by unload or sleep,
-whichever is shorter; GPUs that are free later give less room.
+placement takes but the share of a GPU that it takes of the largest one's memory; a model that can sleep is loaded once, if
+it is not there at t = 0, and woken otherwise, and a GPU is rid of it by unload or by sleep, whichever is shorter; GPUs that are free later give less room.
 """
 
 from __future__ import annotations
@@ -39,13 +48,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gswarm.scheduler import critical
+from gswarm.scheduler.demand import Demand, demand
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Model, Problem
 
+Bools = NDArray[np.bool_]
+NOTHING = 1e-12
+SHARERS = 4
+"""So many slots of one GPU are told apart."""
 THRESHOLDS = 24
 """Heads and tails that are tried, each; beyond it the bound hardly grows."""
-PRECISION, ROUGHLY = 1e-9, 1e-4
+PRECISION, ROUGHLY = 1e-9, 1e-3
 """Relative; bisection stops below it, on the side that is too small."""
 
 
@@ -61,52 +76,67 @@ class Bound:
 class _Family:
     """What a set of tasks asks of the GPUs, per model."""
 
+    model: Ints
     work: Floats
     """Execution seconds on one placement."""
     head: Floats
     tail: Floats
+    shortest: Floats
+    """Execution seconds of the shortest task."""
     slots: Floats
     """GPUs a placement takes; where several models are on one, the share of their memory that it takes."""
+    weights: tuple[Floats, ...]
+    """Dual feasible functions of `slots`, for N GPUs."""
     load: Floats
     """Or waking, for a model that can sleep."""
     more: Floats
     """How much longer the first load takes where nothing is there at t = 0, for nothing sleeps then."""
-    clear: Floats
-    """Seconds to rid a GPU of it: unload, or sleep where that is shorter."""
+    unload: Floats
+    """Seconds to rid a GPU of it; by sleep where that is shorter."""
     held: Floats
     """Placements that are there at t = 0."""
+    busy: Floats
+    """Per GPU: until when it can take nothing."""
 
 
-def lower_bound(problem: Problem, *, online: bool = False, windows: bool = True) -> Bound:
-    """No valid plan of `problem` ends before `value`. Offline arrivals are ignored, as in `problem.offline()`.
-
-    Without `windows` the thresholds are only r = q = 0, and bisection stops early: nearly as good, in no time.
-    """
+def lower_bound(problem: Problem, *, online: bool = False) -> Bound:
+    """No valid plan of `problem` ends before `value`. Offline arrivals are ignored, as in `problem.offline()`."""
     if not problem.tasks:
         return Bound(0.0, {})
     if not online and (problem.arrivals.any() or problem.release.any()):
         problem = problem.offline()
     order = critical.levels(problem)
+    seconds, head, tail, waiting = _paths(problem, order)
+    asked = demand(len(problem.models), problem.model[waiting], seconds[waiting], head[waiting], tail[waiting])
+    whole = _family(problem, seconds, head, tail, waiting)
+    path = float((head + seconds + tail).max())
+    energy = within = _least(problem, whole, asked, 0.0, 0.0, 0.0, PRECISION)
+    best = max(path, energy)
+    for r in _quantiles(head):
+        for q in _quantiles(tail):
+            if r > 0 or q > 0:
+                family = _family(problem, seconds, head, tail, waiting & (head >= r) & (tail >= q))
+                within = max(within, _least(problem, family, asked, r, q, max(best, within), PRECISION))
+    return Bound(max(best, within), {"path": path, "work and loads": energy, "work within heads and tails": within})
+
+
+def rough_bound(problem: Problem, order: list[Ints]) -> float:
+    """The path and energy arguments for all tasks at once: nearly as good, in no time. `order` is from `critical.levels`."""
+    if not problem.tasks:
+        return 0.0
+    seconds, head, tail, waiting = _paths(problem, order)
+    whole = _family(problem, seconds, head, tail, waiting)
+    return max(float((head + seconds + tail).max()), _least(problem, whole, None, 0.0, 0.0, 0.0, ROUGHLY))
+
+
+def _paths(problem: Problem, order: list[Ints]) -> tuple[Floats, Floats, Floats, Bools]:
+    """Per task: seconds at the best, head, tail; and whether it does not run already."""
     seconds = problem.seconds / max(g.speed for g in problem.gpus)
     base = np.maximum(_first_start(problem), problem.release)
+    waiting = np.ones(problem.tasks, dtype=bool)
     for running in problem.running:
-        base[running.task], seconds[running.task] = 0.0, running.end
-    head = critical.heads(problem, base, seconds, order)
-    tail = critical.tails(problem, seconds, order)
-    parts = {"path": float((head + seconds + tail).max())}
-    best = parts["path"]
-    energy = _least(problem, seconds, head, tail, 0.0, 0.0, 0.0, PRECISION if windows else ROUGHLY)
-    parts["work and loads"] = energy
-    best = max(best, energy)
-    if not windows:
-        return Bound(best, parts)
-    heads_tried, tails_tried = _quantiles(head), _quantiles(tail)
-    pairs = [(r, q) for r in heads_tried for q in tails_tried if r > 0 or q > 0]
-    within = energy
-    for r, q in pairs:
-        within = max(within, _least(problem, seconds, head, tail, r, q, max(best, within)))
-    parts["work within heads and tails"] = within
-    return Bound(max(best, within), parts)
+        base[running.task], seconds[running.task], waiting[running.task] = 0.0, running.end, False
+    return seconds, critical.heads(problem, base, seconds, order), critical.tails(problem, seconds, order), waiting
 
 
 def _first_start(problem: Problem) -> Floats:
@@ -127,43 +157,34 @@ def _quantiles(values: Floats) -> list[float]:
 
 
 def _least(
-    problem: Problem,
-    seconds: Floats,
-    head: Floats,
-    tail: Floats,
-    r: float,
-    q: float,
-    known: float,
-    precision: float = PRECISION,
+    problem: Problem, family: _Family, asked: Demand | None, r: float, q: float, known: float, precision: float
 ) -> float:
-    """The least T that the tasks with head >= r and tail >= q do not rule out; `known` if that is no more."""
-    chosen = (head >= r) & (tail >= q)
-    chosen[[running.task for running in problem.running]] = False
-    model, work = problem.model[chosen], seconds[chosen]
-    if not len(model):
+    """The least T that the family does not rule out; `known` if that is no more."""
+    if not len(family.work):
         return known
-    family = _family(problem, model, work, head[chosen], tail[chosen])
     low = known
-    if not _too_small(problem, family, low, r, q) if low > 0 else False:
+    if low > 0 and not _too_small(problem, family, asked, low, r, q):
         return low
     high = max(low, 1e-9, r + q + float((family.work * family.slots).sum()) / len(problem.gpus)) * 2 + 1.0
-    while _too_small(problem, family, high, r, q):
+    while _too_small(problem, family, asked, high, r, q):
         low, high = high, 2 * high
     while high - low > precision * max(high, PRECISION):
         middle = (low + high) / 2
-        if _too_small(problem, family, middle, r, q):
+        if _too_small(problem, family, asked, middle, r, q):
             low = middle
         else:
             high = middle
     return low
 
 
-def _family(problem: Problem, model: Ints, work: Floats, head: Floats, tail: Floats) -> _Family:
+def _family(problem: Problem, seconds: Floats, head: Floats, tail: Floats, chosen: Bools) -> _Family:
     count = len(problem.models)
+    model, work = problem.model[chosen], seconds[chosen]
     total: Floats = np.bincount(model, weights=work, minlength=count).astype(np.float64)
-    first, last = np.full(count, np.inf), np.full(count, np.inf)
-    np.minimum.at(first, model, head)
-    np.minimum.at(last, model, tail)
+    first, last, shortest = np.full(count, np.inf), np.full(count, np.inf), np.full(count, np.inf)
+    np.minimum.at(first, model, head[chosen])
+    np.minimum.at(last, model, tail[chosen])
+    np.minimum.at(shortest, model, work)
     used = np.flatnonzero(np.bincount(model, minlength=count))
     models = [problem.models[m] for m in used]
     held = np.zeros(count)
@@ -171,22 +192,25 @@ def _family(problem: Problem, model: Ints, work: Floats, head: Floats, tail: Flo
         held[placement.model] += 1
     for running in problem.running:
         held[problem.model[running.task]] += 1
-    again = np.array([m.load_s for m in models])
-    clear = np.array([m.memory_gb / UNLOAD_GB_PER_S for m in models])
+    full = again = np.array([m.load_s for m in models])
+    unload = np.array([m.memory_gb / UNLOAD_GB_PER_S for m in models])
     if problem.host_memory_gb:
-        asleep = np.array([m.sleep_s if m.sleep_s is not None and m.wake_s is not None else np.inf for m in models])
-        clear = np.minimum(clear, asleep)
+        unload = np.minimum(unload, [m.sleep_s if m.can_sleep and m.sleep_s is not None else np.inf for m in models])
         again = np.array([m.load_s if m.wake_s is None else min(m.wake_s, m.load_s) for m in models])
-    full = np.array([m.load_s for m in models])
+    slots = np.array([m.width * _share(problem, m) for m in models])
     return _Family(
+        model=used,
         work=total[used],
         head=first[used],
         tail=last[used],
-        slots=np.array([m.width * _share(problem, m) for m in models]),
+        shortest=shortest[used],
+        slots=slots,
+        weights=() if problem.shared else _dual_feasible(slots, len(problem.gpus)),
         load=again,
         more=np.where(held[used] > 0, 0.0, full - again),
-        clear=clear,
+        unload=unload,
         held=held[used],
+        busy=_busy(problem),
     )
 
 
@@ -194,19 +218,23 @@ def _share(problem: Problem, model: Model) -> float:
     """How much of a GPU one placement takes of each of its GPUs, at the least."""
     if not problem.shared:
         return 1.0
-    rooms = [g.memory_gb for g in problem.gpus]
-    return min((min(1.0, model.memory_gb / room) if room else 1.0) for room in rooms)
+    return min((min(1.0, model.memory_gb / g.memory_gb) if g.memory_gb else 1.0) for g in problem.gpus)
 
 
-def _too_small(problem: Problem, f: _Family, t: float, r: float, q: float) -> bool:
+def _too_small(problem: Problem, f: _Family, asked: Demand | None, t: float, r: float, q: float) -> bool:
     """Whether no plan can end by `t`."""
     span = t - f.head - f.tail
     if (span < 0).any() or ((span == 0) & (f.work > 0)).any():
         return True
     with np.errstate(invalid="ignore", divide="ignore"):
-        # A hair less than the quotient: rounding must never ask for one placement too many.
+        # A hair less than the quotient, as in `Demand`.
         count = np.where(f.work > 0, np.ceil(f.work / span * (1 - 1e-12)), 1.0)
     count = np.maximum(count, 1.0)
+    if asked is not None:
+        placements = asked.placements(t, r, q)
+        if placements is None:
+            return True
+        count = np.maximum(count, placements[f.model])
     loads = np.maximum(count - f.held, 0.0)
     need = float((f.work * f.slots).sum())
     slots = loads * f.slots
@@ -214,19 +242,55 @@ def _too_small(problem: Problem, f: _Family, t: float, r: float, q: float) -> bo
     if r == 0.0:
         need += float((slots * f.load).sum() + (f.slots * f.more).sum())
         if spare > 0:
-            # Of the slots of all placements, all but one a GPU are given up again: at least those of least memory.
-            need += _least_sum(slots, f.clear, spare)
+            # Of the slots of all placements, all but one a GPU are given up again: at least the soonest unloaded.
+            need += _least_sum(slots, f.unload, spare)
     elif spare > 0:
         need += _least_sum(slots, f.load, spare)
-    return need > sum(t - q - max(r, min(busy, t - q)) for busy in _busy(problem))
+    if need > (t - q - np.clip(f.busy, r, t - q)).sum():
+        return True
+    gpus, loading = len(problem.gpus), loads * f.load if r == 0.0 else 0.0
+    if any(float(((f.work + loading) * weights).sum()) > gpus * (t - q - r) for weights in f.weights):
+        return True
+    if r > 0.0 or problem.shared:
+        return False
+    kept = f.load + f.shortest
+    if any(slots[kept * (j + 1) > t - q].sum() > j * gpus for j in range(1, SHARERS + 1)):
+        return True
+    return not f.held.any() and _alone_or_shared(f, count, t, q) > gpus * (t - q)
 
 
-def _busy(problem: Problem) -> list[float]:
-    """Until when each GPU can take nothing."""
-    until = [g.free_at for g in problem.gpus]
-    if problem.shared:
-        return until
-    for running in problem.running:
+def _alone_or_shared(f: _Family, count: Floats, t: float, q: float) -> float:
+    """GPU-seconds that placements take at least, a GPU that has only one counted in full."""
+    until = t - q
+    others = f.load + f.shortest
+    least = np.full(len(others), others.min())
+    if q == 0.0 and len(others) > 1:
+        # Between two placements of one model on one GPU there is another model's.
+        first = int(others.argmin())
+        least[first] = np.where(f.slots[first] > 1, others[first], np.delete(others, first).min())
+    room = until - f.load - least - f.unload.min()
+    alone = np.minimum(np.arange(count.max() + 1)[:, None], count)
+    rest = np.maximum(f.work * (1 - 1e-9) - alone * (t - f.head - f.tail), 0.0)
+    shared = np.where(rest > 0, np.ceil(rest / np.maximum(room, NOTHING) * (1 - 1e-12)), 0.0)
+    shared = np.maximum(shared, count - alone)
+    taken = f.slots * (alone * until + shared * f.load + rest)
+    return float(np.where((rest > 0) & (room <= 0), np.inf, taken).min(axis=0).sum())
+
+
+def _dual_feasible(slots: Floats, gpus: int) -> tuple[Floats, ...]:
+    """Functions of widths that never sum to more than `gpus` where the widths do not; only those that gain something."""
+    found: list[Floats] = []
+    for least in sorted({gpus - k + 1 for k in slots.tolist() if k < gpus < 2 * k}):
+        found.append(np.where(slots > gpus - least, gpus, np.where(slots >= least, slots, 0.0)))
+    for j in sorted({int(gpus // k) for k in slots.tolist() if gpus % k}):
+        parts = (j + 1) * slots
+        found.append(np.where(parts % gpus == 0, slots, gpus / j * (parts // gpus)))
+    return tuple(f for f in found if (f > slots).any())
+
+
+def _busy(problem: Problem) -> Floats:
+    until = np.array([g.free_at for g in problem.gpus])
+    for running in () if problem.shared else problem.running:
         for gpu in running.gpus:
             until[gpu] = max(until[gpu], running.end)
     return until

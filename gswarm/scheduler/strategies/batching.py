@@ -1,58 +1,28 @@
 """Greedy batching of a whole problem: each placement drains its model's ready tasks, then the neediest model is loaded.
 
-One pass over virtual time, O(tasks log tasks). A `Policy` says how decisions are weighed; `strategies/offline.py` runs one,
-or searches for a better one.
+One pass over virtual time, O(tasks log tasks). A `Policy` says how decisions are weighed; `offline` runs a few, or searches
+for a better one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 
 import numpy as np
 
 from gswarm.scheduler import critical
-from gswarm.scheduler.bound import lower_bound
+from gswarm.scheduler.bound import rough_bound
 from gswarm.scheduler.plan import Plan, from_columns
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Problem
+from gswarm.scheduler.strategies.policy import Policy
 
 NOTHING = 1e-9
 """Seconds of work that count as none, for sums of floats."""
 GPU_FREE, PLACEMENT_FREE = -1, -2
 MANY, STEPS = 20_000, 32
 """Beyond so many tasks, how finely what must follow them is told apart."""
-HEADROOM = 1.02
-"""How much later than a perfect packing of what is left the end is expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How to weigh decisions. The defaults need no tuning; times are seconds."""
-
-    shortfall: float = 0.5
-    """Another copy is loaded for work that those there cannot do until the target, beyond this many loads each."""
-    future: float = 0.6
-    """Weight of work whose predecessors still run, against ready work."""
-    spread: float = 5.0
-    """Or for ready work, if each copy would have more than this many loads of it."""
-    patience: float = 0.6
-    """An idle placement is given up only for a need this many times its own."""
-    hold: float = 1.0
-    """GPUs are kept idle for a wide model that does not fit yet, unless another's need times this exceeds its."""
-    prefetch: bool = False
-    """Load models before their first tasks are ready."""
-    wide: float = 0.0
-    """Exponent of a model's width in its need, beyond the GPU-seconds themselves: above 0 wide models go first."""
-    weights: tuple[float, ...] = ()
-    """Of each model's need; empty: all 1."""
-    urgency: tuple[float, ...] = ()
-    """Of each model's run times in what follows a task, for the order of tasks; empty: all 1."""
-    forced: Mapping[int, int] = field(default_factory=dict)
-    """The n-th load is of this model, if it can be."""
-    quotas: Mapping[int, float] = field(default_factory=dict)
-    """The n-th placement is given up after this much work."""
 
 
 class Instance:
@@ -73,7 +43,7 @@ class Instance:
         self.succs: list[int] = problem.succs.tolist()
         self.work: list[float] = np.bincount(problem.model, weights=problem.seconds, minlength=len(models)).tolist()
         self._order = critical.levels(problem)
-        self.target = lower_bound(problem, windows=False).value
+        self.target = rough_bound(problem, self._order)
         """When all could be done, about."""
         self.uniform = len(set(problem.gpus)) == 1
         self._ranks: dict[tuple[float, ...], tuple[list[int], list[int]]] = {}
@@ -137,6 +107,10 @@ class Pass:
         self._slow: list[float] = []
         """What run times are multiplied by."""
         self._loads = 0
+        self._refused: set[int] = set()
+        """Models that cannot be loaded ahead now."""
+        self._loading: list[list[float]] = [[] for _ in range(count)]
+        """When each placement of a model that is still being loaded will be."""
         self._events: list[tuple[float, int, int]] = []
         """A heap of (time, task, placement), or of (time, GPU_FREE, GPU) and (time, PLACEMENT_FREE, placement)."""
         self._now = 0.0
@@ -198,15 +172,17 @@ class Pass:
                 while ready[m] and idle[m]:
                     self._idle_gpus -= width[m]
                     begin(idle[m].pop(), self._now)
-            while self._idle_gpus:
-                chosen = self._choose(stop)
-                if chosen is None or (loaded := self._load(chosen)) is None:
-                    break
-                if not ready[chosen]:
+            self._refused.clear()
+            while self._idle_gpus and (chosen := self._choose(stop)) is not None:
+                if (loaded := self._load(chosen)) is None:
+                    if ready[chosen]:
+                        break
+                    self._refused.add(chosen)
+                elif ready[chosen]:
+                    self._idle_gpus -= width[chosen]
+                    begin(loaded, self._now)
+                else:
                     idle[chosen].append(loaded)
-                    break
-                self._idle_gpus -= width[chosen]
-                begin(loaded, self._now)
             if not events:
                 return self._now if not left else math.inf
             self._now, task, placement = heappop(events)
@@ -231,6 +207,9 @@ class Pass:
                         self._idle_gpus += width[m]
                     elif ready[m]:
                         begin(placement, now)
+                    elif left_s[m] <= NOTHING:
+                        self._give_up(placement)
+                        self._idle_gpus += width[m]
                     else:
                         idle[m].append(placement)
                         self._idle_gpus += width[m]
@@ -289,6 +268,8 @@ class Pass:
         self._placed.append(m)
         self._sets.append(tuple(sorted(gpus)))
         self._free.append(free)
+        if free > self._now:
+            self._loading[m].append(free)
         self._switch.append(switch_s)
         self._served.append(0.0)
         self._slow.append(1.0 / min(self._instance.problem.gpus[g].speed for g in gpus))
@@ -310,42 +291,57 @@ class Pass:
 
     def _choose(self, stop: float) -> int | None:
         """The model to load now; None: none is worth it, or GPUs are kept for a wide one."""
-        width, now, left_s = self._instance.width, self._now, self._left_s
-        rest = sum(s * w for s, w in zip(left_s, width, strict=True))
-        gpus = len(self._last)
-        if rest <= NOTHING and not any(self._ready):
+        policy, width, now, left_s, ready = self._policy, self._instance.width, self._now, self._left_s, self._ready
+        # Ahead of ready tasks only while something runs, on GPUs that nothing needs.
+        bare = len(self._bare) if policy.prefetch and self._events else 0
+        candidates = [
+            m
+            for m, k in enumerate(width)
+            if (ready[m] or (k <= bare and left_s[m] > NOTHING)) and m not in self._refused
+        ]
+        if not candidates:
             return None
+        gpus, rest = len(self._last), 0.0
+        for m, k in enumerate(width):
+            rest += left_s[m] * k
         if self._instance.uniform and rest > gpus * (stop - now):
             return None  # this pass has lost already; what runs is followed to `stop`
-        target = max(self._instance.target, now + HEADROOM * rest / gpus)
-        forced = self._policy.forced.get(self._loads)
-        if forced is not None and self._could(forced) and (self._ready[forced] or self._policy.prefetch):
+        if (forced := policy.forced.get(self._loads)) in candidates and width[forced] <= self._idle_gpus:
             return forced
+        for m, frees in enumerate(self._loading):
+            if frees:
+                self._loading[m] = frees = [free for free in frees if free > now]
+                rest += width[m] * (sum(frees) - now * len(frees))
+        target = max(policy.stretch * self._instance.target, now + policy.headroom * rest / gpus)
+        pressure = rest / (gpus * max(target - now, NOTHING))
         best, best_need, fitting, fitting_need = None, 0.0, None, 0.0
-        for m in range(len(width)):
-            need = self._need(m, target)
+        for m in candidates:
+            need = self._need(m, target, pressure)
             if need > best_need:
                 best, best_need = m, need
             if need > fitting_need and width[m] <= self._idle_gpus:
                 fitting, fitting_need = m, need
-        if best is None or best == fitting:
-            return best
-        return fitting if fitting is not None and fitting_need * self._policy.hold >= best_need else None
+        return fitting if best == fitting or fitting_need * policy.hold >= best_need else None
 
-    def _could(self, m: int) -> bool:
-        return (self._left_s[m] > NOTHING or bool(self._ready[m])) and self._instance.width[m] <= self._idle_gpus
+    def _need(self, m: int, target: float, pressure: float) -> float:
+        """How much another copy of a model is needed, GPU-seconds; 0: not worth its load.
 
-    def _need(self, m: int, target: float) -> float:
-        """How much another copy of a model is needed, GPU-seconds; 0: not worth its load."""
+        `pressure` is the share of what the GPUs can do until the target that is left to do.
+        """
         left, ready, copies, policy = self._left_s[m], self._ready_s[m], self._copies[m], self._policy
-        if not self._ready[m] and (copies or not policy.prefetch or left <= NOTHING):
-            return 0.0
-        load = self._instance.load[m]
-        short = left - copies * (target - self._now)
-        if copies and short <= policy.shortfall * load * copies:
-            short = ready / (copies + 1)
-            if short <= policy.spread * load:
+        load, frees = self._instance.load[m], self._loading[m]
+        loading = sum(frees) - self._now * len(frees) if frees else 0.0
+        short = left + loading - copies * (target - self._now)
+        if copies:
+            if load * copies >= left + loading:
                 return 0.0
+            dear = min(1.0, max(0.0, (pressure - policy.slack) / (1 - policy.slack)))
+            if short <= policy.shortfall * load * copies * dear:
+                if pressure < policy.idle:
+                    return NOTHING * (1 + (left + loading) / copies)
+                short = ready / (copies + 1)
+                if short <= policy.spread * load or not self._ready[m]:
+                    return 0.0
         now = min(ready, short)
         # Never nothing while tasks are ready: those of no length have to run too.
         return max(self._weights[m] * (now + policy.future * (short - now)), NOTHING)
@@ -388,12 +384,14 @@ class Pass:
         """Give up the idle placements that are needed least until `count` GPUs more can be had; else none of them."""
         target = max(self._instance.target, self._now)
         patience = self._policy.patience if self._events else 0.0  # while nothing runs, waiting brings nothing
-        limit = self._need(m, target) / patience if patience else math.inf
+        limit = self._need(m, target, 1.0) / patience if patience else math.inf
         choices: list[tuple[float, int]] = []
         for other, placements in enumerate(self._idle):
             if other == m or not placements:
                 continue
             short = max(0.0, self._left_s[other] - (self._copies[other] - 1) * (target - self._now))
+            if self._copies[other] == 1 and self._left_s[other] > NOTHING:
+                short += self._policy.reload * self._instance.load[other]
             loss = self._weights[other] * short
             if loss <= limit:
                 choices += [(loss, placement) for placement in placements]

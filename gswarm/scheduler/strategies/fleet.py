@@ -65,7 +65,7 @@ class Line:
     """A model: its ready tasks, and its servers."""
 
     __slots__ = (
-        "coming", "copies", "count", "demand", "heap", "model", "moves", "name", "open", "parked", "run_s", "slots",
+        "blocked", "coming", "copies", "count", "demand", "heap", "model", "moves", "name", "open", "parked", "run_s", "slots",
         "switch_s", "width", "work",
     )  # fmt: skip
 
@@ -79,6 +79,8 @@ class Line:
         """Ready tasks."""
         self.work = 0.0
         """Seconds that they take."""
+        self.blocked = 0
+        """Tasks that wait for others."""
         self.demand = 0.0
         """GPU-seconds that were asked of it so far, old ones counting less."""
         self.parked: dict[str, Task] = {}

@@ -72,7 +72,7 @@ class Online:
         self,
         wait_bound_s: float = float("inf"),
         *,
-        wait_weight: float = 1.0,
+        wait_weight: float = 2.0,
         switch_weight: float = 2.0,
         demand_weight: float = 0.25,
         balance_weight: float = 2.0,
@@ -92,6 +92,8 @@ class Online:
         """Running on servers that are not known yet."""
         self._waiting: dict[str, Line] = {}
         """Models with ready tasks."""
+        self._blocked: dict[str, Line] = {}
+        """Models with tasks that wait for others."""
         self._touched: dict[str, Line] = {}
         """Models that may start something."""
         self._demand = 0.0
@@ -124,16 +126,18 @@ class Online:
         if self._fleet_changed:
             self._fleet_changed = False
             self._unpark()
-        if not self._waiting:
+        if self._waiting:
+            self._press()
+            if not self._is_stopped:
+                self._balance()
+            if self._touched:
+                self._start_touched()
+            if (fleet.free or fleet.idle or fleet.shared) and self._waiting and not self._is_stopped:
+                self._load()
+        else:
             self._touched.clear()
-            return out
-        self._press()
-        if not self._is_stopped:
-            self._balance()
-        if self._touched:
-            self._start_touched()
-        if (fleet.free or fleet.idle or fleet.shared) and self._waiting and not self._is_stopped:
-            self._load()
+        if self._blocked and (fleet.free or fleet.idle) and not self._is_stopped:
+            self._load_ahead()
         return out
 
     def next_tick(self) -> float | None:
@@ -174,6 +178,8 @@ class Online:
             for other in self._fleet.lines.values():
                 other.demand /= 2
         if job.needs:
+            line.blocked += 1
+            self._blocked[line.name] = line
             task.missing = len(job.needs)
             for need in job.needs:
                 waiters = self._waiters.get(need)
@@ -226,7 +232,15 @@ class Online:
             self._unready(task, GONE)
         elif task.state == RUNNING:
             self._end_run(task)
+        elif task.state == BLOCKED:
+            self._unblock(task)
         task.state = GONE
+
+    def _unblock(self, task: Task) -> None:
+        """It waits for others no more."""
+        task.line.blocked -= 1
+        if not task.line.blocked:
+            del self._blocked[task.line.name]
 
     def _end_run(self, task: Task) -> None:
         copy = self._fleet.copies.get(task.server)
@@ -252,12 +266,15 @@ class Online:
                 self._end_run(task)
             elif task.state == READY:
                 self._unready(task, GONE)
+            elif task.state == BLOCKED:
+                self._unblock(task)
             task.state = GONE
         waiters = self._waiters.pop(job, None)
         if waiters is not None:
             for waiter in waiters:
                 waiter.missing -= 1
                 if not waiter.missing and waiter.state == BLOCKED:
+                    self._unblock(waiter)
                     waiter.since = self._now
                     self._ready(waiter)
 
@@ -462,15 +479,20 @@ class Online:
 
     def _load(self) -> None:
         """Rule 2."""
-        fleet = self._fleet
-        while self._waiting:
-            idle = self._idle_places()
-            if not idle and not fleet.shared:
+        while True:
+            lines = [line for line in self._waiting.values() if self._could_use(line)]
+            if not lines:
                 return
-            lines = [line for line in self._waiting.values() if line.model is not None]
+            idle = self._idle_places()
+            if not idle and not self._fleet.shared:
+                return
             lines.sort(key=lambda line: (line.supply > 0, -line.work))
             if not any(self._load_one(line, idle) for line in lines):
                 return
+
+    def _could_use(self, line: Line) -> bool:
+        """Whether it asks for another server at all."""
+        return line.model is not None and (not line.supply or line.clear_s() > self.demand_weight * line.switch_s)
 
     def _idle_places(self) -> list[tuple[float, int, Place, Line | None]]:
         fleet = self._fleet
@@ -513,6 +535,18 @@ class Online:
             fleet.call_off(drain)
         fleet.begin(line, [f[2] for f in good[: line.width]], why if self.reasons else "", self._now)
         return True
+
+    def _load_ahead(self) -> None:
+        """For tasks that wait for others, a model that is nowhere, on GPUs that nothing known needs."""
+        fleet = self._fleet
+        for line in [line for line in self._blocked.values() if not (line.supply or line.count or line.moves)]:
+            places = [p for p in fleet.free.values() if fleet.takes(line, p)]
+            for copy in fleet.idle.values():
+                if len(places) < line.width and not copy.line.count and not copy.line.blocked:
+                    places += [p for p in copy.places if fleet.takes(line, p)]
+            if len(places) >= line.width:
+                why = f"{line.blocked} tasks that wait for others will need it" if self.reasons else ""
+                fleet.begin(line, places[: line.width], why, self._now)
 
     def _load_beside(self, line: Line) -> bool:
         """On a shared device, beside what is there; what is idle there makes room."""
