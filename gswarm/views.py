@@ -212,6 +212,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("UTIL", _of(lambda o: f"{o.utilisation:.0%}"), True),
         Column("WAIT P99", _seconds("wait_p99_s"), True),
         Column("RESP P99", _seconds("response_p99_s"), True),
+        Column("LATE", _of(lambda o: "" if o.late is None else str(o.late)), True),
         Column("US/TASK", _of(lambda o: f"{o.planning_us_per_task:.1f}"), True),
         Column("WAIT P50", _seconds("wait_p50_s"), True),
         Column("RESP P50", _seconds("response_p50_s"), True),
@@ -325,7 +326,7 @@ def table(rows: Sequence[Any], cls: type, width: int | None = None, *, now: date
     """
     shown, moment = columns(cls), now or datetime.now(UTC)
     cells = [[printable(c.read(row, moment)) for c in shown] for row in rows]
-    keep = [i for i, c in enumerate(shown) if c.heading != "DETAIL" or any(line[i] for line in cells)]
+    keep = [i for i, c in enumerate(shown) if c.heading not in ("DETAIL", "LATE") or any(line[i] for line in cells)]
     widths = {i: max([len(shown[i].heading), *(len(line[i]) for line in cells)]) for i in keep}
 
     def render(line: Sequence[str]) -> str:

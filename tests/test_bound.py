@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gswarm.scheduler.bound import lower_bound
-from gswarm.scheduler.problem import Model, Node, Problem, Request, build
+from gswarm.scheduler.problem import Gpu, Model, Node, Problem, Request, build, replace
 from gswarm.scheduler.validate import validate
 from tests.support import cpsat
 from tests.support.optimum import optimum
@@ -27,11 +27,14 @@ from tests.support.scheduling import makespan, naive, problems
 
 CLOSE_S = 1e-6
 tiny = problems(max_tasks=5, max_gpus=3, max_models=3, max_width=3)
+tiny_asleep = problems(max_tasks=4, max_gpus=3, max_models=3, max_width=2, tiers=True).map(
+    lambda problem: replace(problem, shared=False, host_memory_gb=1000.0, gpus=(Gpu(),) * len(problem.gpus))
+)
 tiny_optional = problems(max_tasks=4, max_gpus=3, max_models=3, max_width=3, optional=True)
 
 
-@given(st.one_of(tiny, tiny_optional), st.booleans())
-@settings(max_examples=150, deadline=None)
+@given(st.one_of(tiny, tiny_optional, tiny_asleep), st.booleans())
+@settings(max_examples=250, deadline=None)
 def test_the_bound_never_exceeds_the_optimum(problem: Problem, online: bool) -> None:
     best = optimum(problem, online=online)
     assert validate(problem, len(problem.gpus), best, online=online) == []
@@ -74,6 +77,20 @@ def test_the_bound_is_tight_where_the_answer_is_plain() -> None:
     both = build([Model("a", 1, 16.0, 4.0), Model("b", 1, 16.0, 4.0)], 1, pair)
     assert lower_bound(both).value == pytest.approx(11.0)
     assert makespan(optimum(both)) == pytest.approx(11.0)
+
+
+def test_models_beside_each_other_take_their_share_of_the_memory() -> None:
+    # Three models of 40 GB on one GPU of 80 GB, each 4 s to load and 12 s to run: two at a time, 16 s * 3 / 2.
+    requests = [Request(f"r{n}", 0.0, (Node("n", n),), [12.0]) for n in range(3)]
+    models = [Model(f"m{n}", 1, 40.0, 4.0) for n in range(3)]
+    assert lower_bound(build(models, [Gpu(80.0)], requests, shared=True)).value == pytest.approx(24.0)
+    assert lower_bound(build(models, [Gpu(80.0)], requests)).value == pytest.approx(53.0)
+
+
+def test_a_model_is_loaded_before_it_can_be_woken() -> None:
+    requests = [Request("r", 0.0, (Node("n", 0),), [1.0])]
+    problem = build([Model("m", 1, 16.0, 30.0, sleep_s=1.0, wake_s=2.0)], 1, requests, host_memory_gb=100.0)
+    assert lower_bound(problem).value == pytest.approx(31.0)
 
 
 def test_arrivals_count_online_only() -> None:

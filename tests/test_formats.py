@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from gswarm.scheduler.formats import Document, FormatError, executions_of, plan_lines, problem_of, read_file
 from gswarm.scheduler.generate import Recipe, generate
 from gswarm.scheduler.plan import Plan, from_columns
-from gswarm.scheduler.problem import Model, Node, Problem, ProblemError, Request, build
+from gswarm.scheduler.problem import Gpu, Model, Node, Placement, Problem, ProblemError, Request, build
 from tests.support.scheduling import naive, problems
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "docs" / "schemas"
@@ -323,6 +323,48 @@ def test_a_problem_that_cannot_be_is_refused(message: str, models: list[Model], 
 
 def test_a_model_that_no_one_uses_may_be_too_wide() -> None:
     assert build([Model("m", 8)], 2, []).tasks == 0
+
+
+def test_a_cluster_is_what_the_config_says_of_it() -> None:
+    cluster: Json = {
+        "gpu_memory_gb": 80,
+        "shared": True,
+        "host_memory_gb": 512,
+        "gpus": [{"memory_gb": 24, "speed": 0.5, "free_at_seconds": 3}, {}, {"rack": 7}],
+        "placements": [{"model": "small", "gpus": [2]}, {"model": "wide", "gpus": [3, 1]}],
+        "racks": 2,
+    }
+    requests = copy.deepcopy(REQUESTS)
+    requests["requests"][0] |= {"priority": 2, "deadline_seconds": 60}
+    problem = problem_of(json_file(CONFIG | {"cluster": cluster}), json_file(requests), 4)
+    assert problem.gpus == (Gpu(24.0, 0.5, 3.0), Gpu(80.0), Gpu(80.0), Gpu(80.0))
+    assert problem.shared and problem.host_memory_gb == 512
+    assert problem.placements == (Placement(0, (2,)), Placement(1, (1, 3)))
+    assert problem.priority is not None and problem.priority.tolist() == [0, 0, 0, 2]
+    assert problem.deadline is not None and problem.deadline.tolist() == [np.inf] * 3 + [65.483017]
+    # With fewer GPUs, what is beyond them is ignored, and said.
+    fewer = problem_of(json_file(CONFIG | {"cluster": cluster}), json_file(requests), 3)
+    assert fewer.gpus == problem.gpus[:3] and fewer.placements == problem.placements[:1]
+    assert fewer.warnings == ("x.json: placement 1 of wide is ignored: GPU 3 is none of 3",)
+    assert problem_of(json_file(CONFIG), json_file(REQUESTS), 3).simple
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        ({"shared": "yes"}, "cluster.shared: 'yes' is not true or false"),
+        ({"host_memory_gb": -1}, "cluster.host_memory_gb: -1 is no number from 0 up"),
+        ({"gpus": [{"speed": 0}]}, "cluster.gpus[0].speed: is not above 0"),
+        ({"placements": [{"model": "huge", "gpus": [0]}]}, "there is no model 'huge'; known: small, wide"),
+        ({"placements": [{"model": "small", "gpus": [-1]}]}, "[-1] is no list of GPU numbers"),
+        ({"placements": [{"model": "wide", "gpus": [0]}]}, "model wide takes 2 GPUs and is on [0] at t = 0"),
+        ({"gpu_memory_gb": 16}, "model wide needs 2 GPUs of 20.5 GB; fewer have that much memory"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_told(cluster: Json, message: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        problem_of(json_file(CONFIG | {"cluster": cluster}), json_file(REQUESTS), 2)
+    assert message in str(caught.value)
 
 
 def test_columns_cannot_be_written() -> None:

@@ -135,6 +135,55 @@ def test_a_plan_of_every_strategy_is_valid_in_its_mode(scheduler: Commands, name
     assert row["switches"] == sum(r.switch_seconds > 0 for r in runs)
 
 
+@pytest.mark.parametrize("mode", ["offline", "online"])
+@pytest.mark.parametrize("name", planning.names(online=True))
+def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands, name: str, mode: str) -> None:
+    scheduler.good(
+        f"generate {MADE} --seed 3 --count 25 --gpus 5 --models 8 --gpu-memory-gb 80 --shared --host-memory-gb 300"
+        " --deadline-over-run 4"
+    )
+    line = f"plan {MADE} --gpus 5 --strategy {name} --mode {mode} --out plan.json --output json"
+    (row,) = rows(scheduler.good(line))
+    assert isinstance(row["late"], int) and 0 <= row["late"] <= 25
+    assert scheduler.good(f"validate {MADE} --plan plan.json --mode {mode}").startswith("plan.json is valid: ")
+    assert " LATE " in scheduler.good(f"compare {MADE} --gpus 5 --mode online --strategy {name}").splitlines()[0]
+    told = scheduler.good(f"simulate {MADE} --gpus 5 --strategy {name} --mode {mode} --output json --out again.json")
+    assert {"arrival", "load", "loaded", "start", "end"} <= {json.loads(line)["kind"] for line in told.splitlines()}
+    assert Path("plan.json").read_bytes() == Path("again.json").read_bytes()
+    assert "gpu4" in scheduler.good(f"show --plan plan.json {MADE} --mode {mode}")
+    loaded = next(r for r in formats.executions_of(formats.read_file(Path("plan.json")))[1] if r.switch_seconds)
+    task = f"{loaded.request_id}/{loaded.node_id}"
+    assert f" to load {loaded.model}" in scheduler.good(f"explain {MADE} --plan plan.json --task {task} --mode {mode}")
+
+
+def test_without_deadlines_nothing_is_late(scheduler: Commands) -> None:
+    assert "LATE" not in scheduler.good(f"compare {FILES} --gpus 2 --seconds 0")
+
+
+def test_models_beside_each_other_have_a_lane_each(scheduler: Commands) -> None:
+    runs = [
+        Execution("r1", "n1", "alpha", (0,), 10, 30, 10),
+        Execution("r2", "n1", "gamma", (0,), 12, 20, 10),
+        Execution("r3", "n1", "alpha", (0,), 30, 40, 0),
+        Execution("r4", "n1", "gamma", (0,), 20, 40, 0),
+    ]
+    write_plan("beside.json", runs, gpus=1)
+    _, _, first, second, legend = scheduler.good("show --plan beside.json --width 60").splitlines()
+    assert first.startswith("gpu0 ") and "alpha ×2" in first and "gamma" not in first
+    assert second.startswith("     ") and "gamma ×2" in second and "alpha" in legend
+
+
+def test_a_waking_is_explained(scheduler: Commands) -> None:
+    config = json.loads(Path("c.json").read_text())
+    config["models"]["alpha"] |= {"sleep_seconds": 1, "wake_seconds": 2}
+    config["cluster"] = {"host_memory_gb": 100}
+    Path("t.json").write_text(json.dumps(config))
+    run = Execution("r2", "n1", "alpha", (0,), 43, 45, 3)
+    write_plan("woken.json", [*RUNS[:1], RUNS[2], run])
+    line = "explain --config t.json --requests r.json --plan woken.json --task r2/n1"
+    assert "3 s = 2 s to wake alpha from host memory + 1 s for what left its GPUs" in scheduler.good(line)
+
+
 def test_a_plan_goes_to_standard_output_and_its_figures_do_not(scheduler: Commands) -> None:
     done = scheduler(f"plan {FILES} --gpus 2 --strategy fifo --out -")
     assert (done.code, json.loads(done.out)["gpus"]) == (0, 2)
@@ -284,8 +333,9 @@ def test_without_matplotlib_it_says_what_to_install(scheduler: Commands, monkeyp
         Recipe(seed=2, requests=40, models=1, workflows=1, depth=1, width=1, gpus=1),
         Recipe(seed=3, requests=40, depth=7, width=4, wide_share=1.0, burst=9.0, saturation=0.1),
         Recipe(seed=4, requests=2, run_s=0.0, load_over_run=0.0),
+        Recipe(seed=5, requests=40, gpu_memory_gb=80, shared=True, host_memory_gb=512, deadline_over_run=3),
     ],
-    ids=["default", "one of each", "deep, wide and calm", "no time"],
+    ids=["default", "one of each", "deep, wide and calm", "no time", "memory tiers and deadlines"],
 )
 def test_files_of_a_problem_read_back_as_the_same_problem(recipe: Recipe) -> None:
     made = make(recipe)
@@ -293,7 +343,8 @@ def test_files_of_a_problem_read_back_as_the_same_problem(recipe: Recipe) -> Non
     requests = formats.Document("r.json", "".join(instances.request_lines(made)).encode())
     read = formats.problem_of(config, requests, recipe.gpus)
     assert (read.models, read.gpus, read.requests, read.nodes) == (made.models, made.gpus, made.requests, made.nodes)
-    for column in ("arrivals", "first", "model", "seconds", "pred_first", "preds", "release"):
+    assert (read.shared, read.host_memory_gb, read.placements) == (made.shared, made.host_memory_gb, made.placements)
+    for column in ("arrivals", "first", "model", "seconds", "pred_first", "preds", "release", "deadline"):
         assert np.array_equal(getattr(read, column), getattr(made, column)), column
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.plan import Plan
+from gswarm.scheduler.planning import plan_with
 from gswarm.scheduler.problem import Model, Node, Problem, Request, build, replace
 from gswarm.scheduler.simulate import Sized, perturbed, simulate
 from gswarm.scheduler.strategies import create, names, offline
@@ -102,10 +103,12 @@ def until(problem: Problem, time: float) -> Problem:
                 for t in flow
             ],
             [float(problem.seconds[t]) for t in flow],
+            deadline=float("inf") if problem.deadline is None or not flow else float(problem.deadline[flow[0]]),
         )
         for r, flow in enumerate(flows)
     ]
-    return build(problem.models, problem.gpus, requests)
+    tiers = {"shared": problem.shared, "host_memory_gb": problem.host_memory_gb}
+    return build(problem.models, problem.gpus, requests, **tiers)
 
 
 # `static` is sized beforehand to the whole mix: that is what it is.
@@ -120,6 +123,36 @@ def test_nothing_is_decided_by_what_comes_later(name: str, problem: Problem, dat
     time = data.draw(st.sampled_from(sorted(set(problem.arrivals.tolist()))))
     part = until(problem, time)
     whole, prefix = simulate(problem, create(name)), simulate(part, create(name))
+    for task in range(part.tasks):
+        if min(whole.start[task], prefix.start[task]) < time:
+            assert whole.start[task] == prefix.start[task]
+            assert whole.switch_s[task] == prefix.switch_s[task]
+            assert whole.sets[whole.where[task]] == prefix.sets[prefix.where[task]]
+
+
+# Several models on a GPU, models that sleep in host memory, deadlines
+
+
+@pytest.mark.parametrize("name", [*NAMES, "offline"])
+@given(problem=st.one_of(problems(tiers=True), problems(tiers=True, optional=True)), online=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_plans_with_memory_tiers_are_valid_and_above_the_bound(name: str, problem: Problem, online: bool) -> None:
+    online = online and name != "offline"
+    problem = problem if online else problem.offline()
+    plan = plan_with(name, problem, iterations=2, seed=1).plan
+    assert faults(problem, plan, online=online) == []
+    assert lower_bound(problem, online=online).value <= max(plan.end.tolist(), default=0.0) + CLOSE_S
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@given(problem=problems(max_tasks=30, tiers=True), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_with_memory_tiers_nothing_is_decided_by_what_comes_later(
+    name: str, problem: Problem, data: st.DataObject
+) -> None:
+    time = data.draw(st.sampled_from(sorted(set(problem.arrivals.tolist()))))
+    part = until(problem, time)
+    whole, prefix = plan_with(name, problem).plan, plan_with(name, part).plan
     for task in range(part.tasks):
         if min(whole.start[task], prefix.start[task]) < time:
             assert whole.start[task] == prefix.start[task]

@@ -263,6 +263,77 @@ def test_a_sleeping_model_wakes_sooner_and_needs_room_in_host_memory() -> None:
     assert kinds(problem, [*runs[:2], runs[2]._replace(start=70.0, end=71.0, switch_seconds=27.0)]) == [Kind.TOO_LONG]
 
 
+def test_a_placement_that_stayed_idle_was_not_in_host_memory_yet() -> None:
+    pair = tuple(Model(m, 1, 32.0, 20.0, sleep_s=1.0, wake_s=2.0) for m in "ABC")
+    nodes = tuple(Node(f"n{n}", model) for n, model in enumerate((0, 1, 2, 1, 0)))
+    problem = build(pair, 2, [Request("r", 0.0, nodes, [1.0] * 5)], host_memory_gb=32.0)
+    runs = [
+        Execution("r", "n0", "A", (0,), 20.0, 21.0, 20.0),  # and stays there until 100
+        Execution("r", "n1", "B", (1,), 20.0, 21.0, 20.0),
+        Execution("r", "n2", "C", (1,), 42.0, 43.0, 21.0),  # B is asleep from 21
+        Execution("r", "n3", "B", (0,), 104.0, 105.0, 4.0),  # until it takes A's GPU at 100
+        Execution("r", "n4", "A", (1,), 204.0, 205.0, 4.0),
+    ]
+    assert kinds(problem, runs) == []
+    early = [*runs[:3], runs[3]._replace(start=54.0, end=55.0), runs[4]._replace(start=47.0, end=48.0)]
+    assert Kind.TOO_SHORT not in kinds(problem, early)
+    both = [*runs[:3], runs[3], Execution("r", "n4", "A", (1,), 110.0, 111.0, 4.0)]
+    assert kinds(replace(problem, host_memory_gb=31.0), both) == [Kind.HOST_MEMORY]
+
+
+def test_what_sleeps_is_charged_for_leaving_and_nothing_wakes_before_it_has_slept() -> None:
+    models = tuple(Model(m, 1, 32.0, 20.0, sleep_s=1.0, wake_s=2.0) for m in "AB")
+    nodes = (Node("n0", 0), Node("n1", 1), Node("n2", 0))
+    problem = build(models, 2, [Request("r", 0.0, nodes, [5.0, 5.0, 5.0])], host_memory_gb=100.0)
+    runs = [
+        Execution("r", "n0", "A", (0,), 20.0, 25.0, 20.0),
+        Execution("r", "n1", "B", (0,), 46.0, 51.0, 21.0),
+        Execution("r", "n2", "A", (1,), 27.0, 32.0, 2.0),
+    ]
+    assert kinds(problem, runs) == []
+    assert kinds(problem, [runs[0], runs[1]._replace(start=45.0, end=50.0, switch_seconds=20.0), runs[2]]) == [
+        Kind.TOO_SHORT
+    ]
+    # At 24 its first task still runs, and nothing of it can be asleep.
+    assert kinds(problem, [*runs[:2], runs[2]._replace(start=26.0, end=31.0)]) == [Kind.TOO_SHORT]
+    # What is intact may have been asleep meanwhile; without host memory it cannot.
+    again = [*runs[:2], Execution("r", "n2", "A", (0,), 54.0, 59.0, 3.0)]
+    assert kinds(problem, again) == []
+    stays = [runs[0], runs[1]._replace(gpus=(1,), start=20.0, end=25.0, switch_seconds=20.0)]
+    assert kinds(problem, [*stays, Execution("r", "n2", "A", (0,), 28.0, 33.0, 3.0)]) == []
+    assert Kind.NEEDLESS in kinds(
+        replace(problem, host_memory_gb=0.0), [*stays, Execution("r", "n2", "A", (0,), 47.0, 52.0, 22.0)]
+    )
+
+
+def test_beside_each_other_a_model_slept_from_when_it_had_no_room_any_more() -> None:
+    models = tuple(Model(m, 1, 40.0, 20.0, sleep_s=1.0, wake_s=2.0) for m in "ABC")
+    nodes = tuple(Node(f"n{n}", model) for n, model in enumerate((0, 1, 2, 0)))
+    tiers = {"shared": True, "host_memory_gb": 39.0}
+    problem = build(models, [Gpu(80.0)], [Request("r", 0.0, nodes, [1.0, 50.0, 5.0, 1.0])], **tiers)
+    runs = [
+        Execution("r", "n0", "A", (0,), 20.0, 21.0, 20.0),
+        Execution("r", "n1", "B", (0,), 20.0, 70.0, 20.0),
+        Execution("r", "n2", "C", (0,), 45.0, 50.0, 20.0),
+        Execution("r", "n3", "A", (0,), 62.0, 63.0, 2.0),
+    ]
+    assert kinds(problem, runs) == [Kind.HOST_MEMORY]
+    assert kinds(replace(problem, host_memory_gb=40.0), runs) == []
+
+
+def test_what_loads_in_no_time_may_leave_between_its_executions() -> None:
+    models = (Model("A", 1, 80.0, 0.0), Model("B", 1, 80.0, 5.0))
+    nodes = (Node("n0", 0), Node("n1", 1, (0,)), Node("n2", 0, (1,)))
+    problem = build(models, [Gpu(80.0)], [Request("r", 0.0, nodes, [1.0, 1.0, 1.0])], shared=True)
+    runs = [
+        Execution("r", "n0", "A", (0,), 0.0, 1.0, 0.0),
+        Execution("r", "n1", "B", (0,), 6.0, 7.0, 5.0),
+        Execution("r", "n2", "A", (0,), 7.0, 8.0, 0.0),
+    ]
+    assert kinds(problem, runs) == []
+    assert kinds(problem, [*runs[:2], runs[2]._replace(start=6.5, end=7.5)]) != []
+
+
 # In bulk
 
 

@@ -21,7 +21,7 @@ from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.formats import executions_of, plan_lines, problem_of, read_file
 from gswarm.scheduler.plan import Execution
 from gswarm.scheduler.planning import Planned, names, noisy_bound, outcome
-from gswarm.scheduler.problem import Gpu, Problem, ProblemError, replace
+from gswarm.scheduler.problem import Problem, ProblemError, replace
 from gswarm.scheduler.simulate import Record, Simulation, SimulationError, perturbed
 from gswarm.scheduler.strategy import Strategy
 from gswarm.scheduler.types import Happening, Outcome
@@ -183,7 +183,9 @@ def read_planned(config: Path, requests: Path, path: Path, *, online: bool) -> t
         gpus, runs = executions_of(read_file(path))
         wide = problem_of(read_file(config), read_file(requests), WIDEST)
     widest = max((wide.models[m].width for m in set(wide.model.tolist())), default=1)
-    problem = replace(wide, gpus=(Gpu(),) * max(gpus, widest))
+    count = max(gpus, widest)
+    there = tuple(placement for placement in wide.placements if max(placement.gpus, default=0) < count)
+    problem = replace(wide, gpus=wide.gpus[:count], placements=there)
     return _made(problem, online=online), gpus, runs
 
 
@@ -266,7 +268,7 @@ class Simulated:
             show(_happening(self.problem, record))
 
         with working(""):
-            strategy = _strategy(self.strategy, reasons=self.reasons)
+            strategy = _strategy(self.strategy, shared=problem.shared, reasons=self.reasons)
             simulation = Simulation(problem, strategy, noise=self.noise, seed=self.seed, watch=watch)
             made = simulation.run()
             if self.noise:
@@ -278,11 +280,11 @@ class Simulated:
         say_table([outcome(self.strategy, problem, planned, bound_s, online=self.online)])
 
 
-def _strategy(name: str, *, reasons: bool) -> Strategy:
+def _strategy(name: str, *, shared: bool, reasons: bool) -> Strategy:
     if reasons:
         with contextlib.suppress(TypeError):  # it takes no such option: what it says, it says anyway
-            return strategies.create(name, reasons=True)
-    return strategies.create(name)
+            return strategies.create(name, shared=shared, reasons=True)
+    return strategies.create(name, shared=shared)
 
 
 def _happening(problem: Problem, record: Record) -> Happening:

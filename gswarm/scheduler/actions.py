@@ -192,12 +192,17 @@ async def generate(
     run_seconds: Annotated[float, Doc("run time of a task, on average")] = 5.0,
     saturation: Annotated[float, Doc("work that arrives over what the GPUs can do; above 1 the queue grows")] = 1.0,
     burst: Annotated[float, Doc("requests that arrive together, on average")] = 1.0,
+    gpu_memory_gb: Annotated[float, Doc("memory of a GPU; 0: room for any one model")] = 0.0,
+    shared: Annotated[bool, Doc("several models on a GPU while its memory lasts")] = False,
+    host_memory_gb: Annotated[float, Doc("host memory that models can sleep in")] = 0.0,
+    deadline_over_run: Annotated[float, Doc("how soon a request is due, over its run time; 0: no deadlines")] = 0.0,
 ) -> str:
     """Make an instance: models, workflows and requests from a seed.
 
     Examples:
         gswarm scheduler generate --config c.json --requests r.json --seed 7
         gswarm scheduler generate --config c.json --requests r.json.gz --count 100000 --gpus 64 --models 20 --zipf 1.2
+        gswarm scheduler generate --config c.json --requests r.json --gpu-memory-gb 80 --shared --host-memory-gb 512
     """
     from gswarm.scheduler import access
     from gswarm.scheduler import generate as generator
@@ -207,7 +212,8 @@ async def generate(
     if seed < 0:
         raise InvalidError(f"--seed is {seed}", next="give 0 or more", field="seed")
     recipe = generator.Recipe(
-        seed, count, gpus, models, workflows, zipf, depth, width, wide_share, load_over_run, run_seconds, saturation, burst
+        seed, count, gpus, models, workflows, zipf, depth, width, wide_share, load_over_run, run_seconds, saturation, burst,
+        gpu_memory_gb, shared, host_memory_gb, deadline_over_run,
     )  # fmt: skip
     try:
         with access.working("generating"):

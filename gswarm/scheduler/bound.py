@@ -37,8 +37,9 @@ batch scheduling with family setups: Monma and Potts, "On the complexity of sche
 Operations Research 37 (1989). Dual feasible functions: Fekete and Schepers, "New classes of fast lower bounds for bin
 packing problems", Mathematical Programming 91 (2001).
 
-Relaxed where a problem uses the optional parts: several models on a GPU give unloads no price and slots no limit; a model
-that can sleep is loaded once and woken otherwise; GPUs that are free later give less room.
+Relaxed where a problem uses the optional parts: several models on a GPU give unloads no price and slots no limit, and a
+placement takes but the share of a GPU that it takes of the largest one's memory; a model that can sleep is loaded once, if
+it is not there at t = 0, and woken otherwise, and a GPU is rid of it by unload or by sleep, whichever is shorter; GPUs that are free later give less room.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from numpy.typing import NDArray
 
 from gswarm.scheduler import critical
 from gswarm.scheduler.demand import Demand, demand
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Problem
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Model, Problem
 
 Bools = NDArray[np.bool_]
 NOTHING = 1e-12
@@ -83,13 +84,15 @@ class _Family:
     shortest: Floats
     """Execution seconds of the shortest task."""
     slots: Floats
-    """GPUs a placement takes."""
+    """GPUs a placement takes; where several models are on one, the share of their memory that it takes."""
     weights: tuple[Floats, ...]
     """Dual feasible functions of `slots`, for N GPUs."""
     load: Floats
     """Or waking, for a model that can sleep."""
+    more: Floats
+    """How much longer the first load takes where nothing is there at t = 0, for nothing sleeps then."""
     unload: Floats
-    """Seconds; none where a model may be put to sleep instead."""
+    """Seconds to rid a GPU of it; by sleep where that is shorter."""
     held: Floats
     """Placements that are there at t = 0."""
     busy: Floats
@@ -143,9 +146,6 @@ def _first_start(problem: Problem) -> Floats:
     np.minimum.at(earliest, problem.model, problem.release)
     load = np.array([m.load_s for m in problem.models])
     load[list({p.model for p in problem.placements} | {int(problem.model[r.task]) for r in problem.running})] = 0.0
-    if problem.host_memory_gb:
-        wake = np.array([m.load_s if m.wake_s is None else min(m.wake_s, m.load_s) for m in problem.models])
-        load = np.minimum(load, wake)
     earliest = np.maximum(earliest, min(g.free_at for g in problem.gpus))
     found: Floats = (earliest + load)[problem.model]
     return found
@@ -168,7 +168,7 @@ def _least(
     high = max(low, 1e-9, r + q + float((family.work * family.slots).sum()) / len(problem.gpus)) * 2 + 1.0
     while _too_small(problem, family, asked, high, r, q):
         low, high = high, 2 * high
-    while high - low > precision * high:
+    while high - low > precision * max(high, PRECISION):
         middle = (low + high) / 2
         if _too_small(problem, family, asked, middle, r, q):
             low = middle
@@ -192,10 +192,12 @@ def _family(problem: Problem, seconds: Floats, head: Floats, tail: Floats, chose
         held[placement.model] += 1
     for running in problem.running:
         held[problem.model[running.task]] += 1
-    again = np.array([m.load_s for m in models])
+    full = again = np.array([m.load_s for m in models])
+    unload = np.array([m.memory_gb / UNLOAD_GB_PER_S for m in models])
     if problem.host_memory_gb:
+        unload = np.minimum(unload, [m.sleep_s if m.can_sleep and m.sleep_s is not None else np.inf for m in models])
         again = np.array([m.load_s if m.wake_s is None else min(m.wake_s, m.load_s) for m in models])
-    slots = np.array([float(m.width) for m in models])
+    slots = np.array([m.width * _share(problem, m) for m in models])
     return _Family(
         model=used,
         work=total[used],
@@ -203,12 +205,20 @@ def _family(problem: Problem, seconds: Floats, head: Floats, tail: Floats, chose
         tail=last[used],
         shortest=shortest[used],
         slots=slots,
-        weights=_dual_feasible(slots, len(problem.gpus)),
+        weights=() if problem.shared else _dual_feasible(slots, len(problem.gpus)),
         load=again,
-        unload=np.array([0.0 if problem.host_memory_gb else m.memory_gb / UNLOAD_GB_PER_S for m in models]),
+        more=np.where(held[used] > 0, 0.0, full - again),
+        unload=unload,
         held=held[used],
         busy=_busy(problem),
     )
+
+
+def _share(problem: Problem, model: Model) -> float:
+    """How much of a GPU one placement takes of each of its GPUs, at the least."""
+    if not problem.shared:
+        return 1.0
+    return min((min(1.0, model.memory_gb / g.memory_gb) if g.memory_gb else 1.0) for g in problem.gpus)
 
 
 def _too_small(problem: Problem, f: _Family, asked: Demand | None, t: float, r: float, q: float) -> bool:
@@ -230,7 +240,7 @@ def _too_small(problem: Problem, f: _Family, asked: Demand | None, t: float, r: 
     slots = loads * f.slots
     spare = slots.sum() - len(problem.gpus) if not problem.shared else 0.0
     if r == 0.0:
-        need += float((slots * f.load).sum())
+        need += float((slots * f.load).sum() + (f.slots * f.more).sum())
         if spare > 0:
             # Of the slots of all placements, all but one a GPU are given up again: at least the soonest unloaded.
             need += _least_sum(slots, f.unload, spare)
@@ -280,7 +290,7 @@ def _dual_feasible(slots: Floats, gpus: int) -> tuple[Floats, ...]:
 
 def _busy(problem: Problem) -> Floats:
     until = np.array([g.free_at for g in problem.gpus])
-    for running in problem.running:
+    for running in () if problem.shared else problem.running:
         for gpu in running.gpus:
             until[gpu] = max(until[gpu], running.end)
     return until

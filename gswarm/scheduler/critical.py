@@ -52,3 +52,14 @@ def tails(problem: Problem, seconds: Floats, order: list[Ints]) -> Floats:
         if len(preds):
             np.maximum.at(tail, preds, np.repeat(tail[tasks] + seconds[tasks], counts))
     return tail
+
+
+def latest_ends(problem: Problem) -> Floats:
+    """When each task has to end so that it and all that depends on it can be in time; infinite without deadlines."""
+    due = np.full(problem.tasks, np.inf) if problem.deadline is None else problem.deadline.astype(np.float64, copy=True)
+    for tasks in reversed(levels(problem)):
+        counts = problem.pred_first[tasks + 1] - problem.pred_first[tasks]
+        preds = _gather(problem.pred_first, problem.preds, tasks)
+        if len(preds):
+            np.minimum.at(due, preds, np.repeat(due[tasks] - problem.seconds[tasks], counts))
+    return due

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from gswarm.scheduler.plan import Execution
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Problem, ProblemError
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Model, Problem, ProblemError
 from gswarm.scheduler.types import Explanation, Neighbour, told_s
 
 TOLERANCE_S = 1e-6
@@ -25,9 +25,9 @@ def explain(problem: Problem, executions: Sequence[Execution], task: str) -> Exp
     ready = _ready_times(problem, ends)
     names = _names(problem)
     after, ready_s = _made_ready(problem, number, names, ends)
-    history = {
-        gpu: sorted((r for r in executions if gpu in r.gpus), key=lambda r: (r.start, r.end)) for gpu in ours.gpus
-    }
+    # Where several models are on a GPU, only what runs on the same placement is in the way.
+    there = [r for r in executions if not problem.shared or (r.model, r.gpus) == (ours.model, ours.gpus)]
+    history = {gpu: sorted((r for r in there if gpu in r.gpus), key=lambda r: (r.start, r.end)) for gpu in ours.gpus}
     before = {gpu: _at(runs, ours, -1) for gpu, runs in history.items()}
     free_s = max((run.end for run in before.values() if run), default=0.0)
     meanwhile = [run for run in executions if ready_s <= run.start < ours.start - TOLERANCE_S and run is not ours]
@@ -122,6 +122,8 @@ def _why_switch(
             f"avoided: {ours.model} is there since {told_s(loaded.start)}, loaded for {_name(loaded)}, and has served {served};"
             f" elsewhere it would cost {told_s(load_s)} or more"
         )
+    if model is not None and (problem.shared or problem.host_memory_gb):
+        return _of_tiers(ours.switch_seconds, model)
     held = [(models[run.model].memory_gb, gpu, run.model) for gpu, run in before.items() if run and run.model in models]
     told = f"{told_s(ours.switch_seconds)} = {told_s(load_s)} to load {ours.model}"
     memory, gpu, name = max(held, default=(0.0, 0, ""))
@@ -131,6 +133,16 @@ def _why_switch(
     else:
         told += " on what was empty"
     return told if abs(due - ours.switch_seconds) <= TOLERANCE_S else f"{told}; but that makes {told_s(due)}"
+
+
+def _of_tiers(switch_s: float, model: Model) -> str:
+    """A plan does not say what left for it, or how."""
+    woken = model.wake_s is not None and switch_s < model.load_s - TOLERANCE_S
+    cost_s = model.wake_s if woken and model.wake_s is not None else model.load_s
+    what = f"wake {model.id} from host memory" if woken else f"load {model.id}"
+    rest_s = switch_s - cost_s
+    rest = f" + {told_s(rest_s)} for what left its GPUs" if rest_s > TOLERANCE_S else ""
+    return f"{told_s(switch_s)} = {told_s(cost_s)} to {what}{rest}"
 
 
 def _why_then(ours: Execution, ready_s: float, free_s: float) -> str:

@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gswarm.scheduler import clusters
 from gswarm.scheduler.plan import Execution, Plan
 from gswarm.scheduler.problem import Gpu, Model, Node, Problem, ProblemError, Request, build, find_cycle
 
@@ -131,7 +132,7 @@ class Document:
         if kind is str and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)  # YAML reads an id of digits as a number
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            words = {str: "text", int: "a whole number", dict: "a mapping", list: "a list"}
+            words = {str: "text", int: "a whole number", bool: "true or false", dict: "a mapping", list: "a list"}
             raise self.error(keys, f"{value!r:.60} is not {words[kind]}")
         return value
 
@@ -142,18 +143,26 @@ def read_file(path: Path) -> Document:
 
 
 def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], **optional: Any) -> Problem:
-    """The problem that two documents pose. Raises FormatError; what is ignored is in `Problem.warnings`."""
+    """The problem that two documents pose. Raises FormatError; what is ignored is in `Problem.warnings`.
+
+    Where `gpus` is a number, the config's `cluster` says more of them; else these are meant.
+    """
     warnings: list[str] = []
     models, numbers = _models(config)
     flows = _workflows(config, numbers, warnings)
     made = sorted(_requests(requests, flows), key=lambda pair: pair[0])
-    _refuse_too_wide(config, models, {nodes for _, _, nodes, _ in made}, gpus if isinstance(gpus, int) else len(gpus))
+    count = gpus if isinstance(gpus, int) else len(gpus)
+    _refuse_too_wide(config, models, {nodes for _, _, nodes, _, _, _ in made}, count)
+    if isinstance(gpus, int):
+        cluster = clusters.read(config, count, numbers)
+        gpus, optional = cluster.gpus, {**cluster.optional(), **optional}
+        warnings += [f"{config.name}: {warning}" for warning in cluster.warnings]
     try:
         return build(
             models,
             gpus,
             # Differences of times are exact to the microsecond, those of seconds since 1970 are not.
-            (Request(name, (stamp - made[0][0]).total_seconds(), nodes, secs) for stamp, name, nodes, secs in made),
+            (_request((s - made[0][0]).total_seconds(), n, f, t, p, d) for s, n, f, t, p, d in made),
             warnings=tuple(warnings),
             **optional,
         )
@@ -161,6 +170,12 @@ def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], 
         raise
     except ProblemError as error:
         raise FormatError(config.name, (), str(error)) from None
+
+
+def _request(
+    arrival: float, name: str, nodes: tuple[Node, ...], seconds: list[float], priority: int, due_s: float
+) -> Request:
+    return Request(name, arrival, nodes, seconds, (), priority, arrival + due_s)
 
 
 def _refuse_too_wide(config: Document, models: Sequence[Model], flows: set[tuple[Node, ...]], gpus: int) -> None:
@@ -232,7 +247,7 @@ def _workflows(config: Document, models: Mapping[str, int], warnings: list[str])
 
 def _requests(
     requests: Document, flows: Mapping[str, tuple[Node, ...]]
-) -> Iterator[tuple[datetime, str, tuple[Node, ...], list[float]]]:
+) -> Iterator[tuple[datetime, str, tuple[Node, ...], list[float], int, float]]:
     seen: set[str] = set()
     for number, body in enumerate(requests.take(requests.content, ("requests",), list)):
         at: Keys = ("requests", number)
@@ -251,7 +266,9 @@ def _requests(
             if type(value) is not float or not 0.0 <= value < math.inf:
                 value = requests.take(times, (*at, "node_execution_times", node.id), float)
             seconds.append(value)
-        yield _stamp(requests, body, (*at, "timestamp")), name, flows[flow], seconds
+        priority = requests.take(body, (*at, "priority"), int, 0)
+        due_s = requests.take(body, (*at, "deadline_seconds"), float, math.inf)
+        yield _stamp(requests, body, (*at, "timestamp")), name, flows[flow], seconds, priority, due_s
 
 
 def _stamp(requests: Document, body: Mapping[str, object], at: Keys) -> datetime:

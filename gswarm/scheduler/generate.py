@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gswarm.scheduler.problem import Model, Node, Problem, ProblemError, Request, build
+from gswarm.scheduler.problem import Gpu, Model, Node, Problem, ProblemError, Request, build
+
+SLEEP_GB_PER_S = 25.0
+"""Between a GPU and host memory, both ways: what a PCIe 4.0 x16 link carries in practice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,14 @@ class Recipe:
     """Work that arrives a second over what the GPUs can do, loads not counted; above 1 the queue grows."""
     burst: float = 1.0
     """Requests that arrive together, on average."""
+    gpu_memory_gb: float = 0.0
+    """Of each GPU; 0: room for any one model."""
+    shared: bool = False
+    """Several models on a GPU while its memory lasts."""
+    host_memory_gb: float = 0.0
+    """For models that sleep; they do so at `SLEEP_GB_PER_S`."""
+    deadline_over_run: float = 0.0
+    """How long after its arrival a request is due, over the run time of all its tasks; 0: no deadlines."""
 
 
 def generate(recipe: Recipe) -> Problem:
@@ -40,6 +51,10 @@ def generate(recipe: Recipe) -> Problem:
     for name in ("requests", "gpus", "models", "workflows", "depth", "width"):
         if getattr(recipe, name) < 1:
             raise ProblemError(f"{name} is {getattr(recipe, name)}; at least 1")
+    if min(recipe.gpu_memory_gb, recipe.host_memory_gb, recipe.deadline_over_run) < 0:
+        raise ProblemError("memory and deadlines are not negative")
+    if recipe.shared and not recipe.gpu_memory_gb:
+        raise ProblemError("models share GPUs whose memory is known: give it")
     if recipe.saturation <= 0 or recipe.burst < 1 or recipe.run_s < 0 or not 0 <= recipe.wide_share <= 1:
         raise ProblemError("saturation is above 0, burst at least 1, run_s not negative, wide_share from 0 to 1")
     rng = np.random.default_rng(recipe.seed)
@@ -56,16 +71,18 @@ def generate(recipe: Recipe) -> Problem:
     while len(times) < recipe.requests:
         times += [round(now, 6)] * int(rng.geometric(1.0 / recipe.burst))  # files keep microseconds
         now += float(rng.exponential(recipe.burst / rate))
-    requests = [
-        Request(
-            f"r{number:06d}",
-            times[number],
-            flows[pick],
-            [round(float(runs[n.model] * rng.lognormal(-0.08, 0.4)), 3) for n in flows[pick]],
-        )
-        for number, pick in enumerate(picks.tolist())
-    ]
-    return build(models, recipe.gpus, requests)
+    requests = []
+    for number, pick in enumerate(picks.tolist()):
+        seconds = [round(float(runs[n.model] * rng.lognormal(-0.08, 0.4)), 3) for n in flows[pick]]
+        due = float("inf")
+        if recipe.deadline_over_run:
+            due = times[number] + round(recipe.deadline_over_run * sum(seconds), 3)
+        requests.append(Request(f"r{number:06d}", times[number], flows[pick], seconds, deadline=due))
+    if recipe.host_memory_gb:
+        naps = [round(m.memory_gb / SLEEP_GB_PER_S, 3) for m in models]
+        models = [replace(m, sleep_s=nap, wake_s=nap) for m, nap in zip(models, naps, strict=True)]
+    gpus = [Gpu(recipe.gpu_memory_gb or None)] * recipe.gpus
+    return build(models, gpus, requests, shared=recipe.shared, host_memory_gb=recipe.host_memory_gb)
 
 
 def _model(recipe: Recipe, rng: np.random.Generator, number: int, run_s: float) -> Model:

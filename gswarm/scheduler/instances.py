@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+from gswarm.scheduler import clusters
 from gswarm.scheduler.problem import Problem
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,7 +41,10 @@ def config_lines(problem: Problem) -> Iterator[str]:
                 {"from": nodes[need], "to": node} for node, waits in zip(nodes, needs, strict=True) for need in waits
             ],
         }
-    yield json.dumps({"models": models, "workflows": flows}, indent=1) + "\n"
+    placed = [{"model": ids[p.model], "gpus": list(p.gpus)} for p in problem.placements]
+    cluster = clusters.lines(problem.gpus, problem.shared, problem.host_memory_gb, placed)
+    told = {"models": models, "workflows": flows} | ({"cluster": cluster} if cluster else {})
+    yield json.dumps(told, indent=1) + "\n"
 
 
 def request_lines(problem: Problem) -> Iterator[str]:
@@ -51,7 +55,7 @@ def request_lines(problem: Problem) -> Iterator[str]:
     comma = "\n"
     for number, shape in enumerate(_shapes(problem)):
         nodes = shape[0]
-        body = {
+        body: dict[str, object] = {
             "request_id": problem.requests[number],
             "timestamp": (EPOCH + timedelta(microseconds=round(arrivals[number] * 1e6))).isoformat(),
             "workflow_id": _flow(numbers.setdefault(shape, len(numbers))),
@@ -59,6 +63,11 @@ def request_lines(problem: Problem) -> Iterator[str]:
             "node_configs": {},
             "node_execution_times": dict(zip(nodes, seconds[first[number] : first[number + 1]], strict=True)),
         }
+        low, high = first[number], first[number + 1]
+        if problem.priority is not None and low < high and (priority := int(problem.priority[low])):
+            body["priority"] = priority
+        if problem.deadline is not None and low < high and (deadline := float(problem.deadline[low])) < float("inf"):
+            body["deadline_seconds"] = round(deadline - arrivals[number], 6)
         yield comma + json.dumps(body)
         comma = ",\n"
     yield "\n]}\n"

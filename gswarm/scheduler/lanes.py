@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gswarm.scheduler.plan import Execution
 
 IDLE = -1
+TOLERANCE_S = 1e-6
 TICK_CELLS = 12
 """Between two marks of the axis, at least."""
 TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
@@ -43,29 +44,41 @@ class Block:
 def blocks(executions: Iterable[Execution], gpus: int, *, gap_s: float = 0.0) -> list[list[Block]]:
     """Per GPU its blocks in order. A pause of more than `gap_s` ends one."""
     made: list[list[Block]] = [[] for _ in range(gpus)]
-    open_: list[tuple[tuple[int, ...], Block] | None] = [None] * gpus
-
-    def close(gpu: int) -> None:
-        if (last := open_[gpu]) is not None:
-            made[gpu].append(last[1])
+    open_: list[dict[tuple[tuple[int, ...], str], Block]] = [{} for _ in range(gpus)]
 
     for run in sorted(executions, key=lambda r: (r.start, r.end)):
         for gpu in run.gpus:
             if not 0 <= gpu < gpus:
                 continue  # an invalid plan can be looked at too
-            last = open_[gpu]
-            block = Block(run.model, run.start, run.end, run.switch_seconds, 1)
-            if last is not None and last[0] == run.gpus and last[1].model == run.model and not run.switch_seconds:
-                before = last[1]
-                if run.start - before.end <= gap_s:
-                    block = Block(before.model, before.start, max(before.end, run.end), before.load_s, before.count + 1)
-                    open_[gpu] = (run.gpus, block)
-                    continue
-            close(gpu)
-            open_[gpu] = (run.gpus, block)
+            block, key, going = (
+                Block(run.model, run.start, run.end, run.switch_seconds, 1),
+                (run.gpus, run.model),
+                open_[gpu],
+            )
+            before = going.get(key)
+            if before is not None and not run.switch_seconds and run.start - before.end <= gap_s:
+                block = Block(before.model, before.start, max(before.end, run.end), before.load_s, before.count + 1)
+                del going[key]
+            # What has ended by then is over; what goes on is beside it.
+            for other, ended in list(going.items()):
+                if other == key or ended.end <= run.start - run.switch_seconds + TOLERANCE_S:
+                    made[gpu].append(going.pop(other))
+            going[key] = block
     for gpu in range(gpus):
-        close(gpu)
+        made[gpu] = sorted([*made[gpu], *open_[gpu].values()], key=lambda block: block.start)
     return made
+
+
+def beside(found: Sequence[Block]) -> list[list[Block]]:
+    """The blocks of a GPU in as few rows as keep those apart that are there at one time; one where none are."""
+    rows: list[list[Block]] = [[]]
+    for block in found:
+        begins = block.start - block.load_s + TOLERANCE_S
+        row = next((row for row in rows if not row or row[-1].end <= begins), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(block)
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +175,8 @@ def _painted(text: str, codes: str) -> str:
 def draw(
     executions: Sequence[Execution], gpus: int, *, width: int, form: Form, start: float = 0.0, end: float | None = None
 ) -> list[str]:
-    """Lines of at most `width` characters: the axis, a lane a GPU, what the names stand for."""
+    """Lines of at most `width` characters: the axis, a lane a GPU or more of them where models are on one at a time, what
+    the names stand for."""
     head = len(f"gpu{gpus - 1} ")
     if end is None:
         end = max((run.end for run in executions), default=0.0)
@@ -172,7 +186,8 @@ def draw(
     short, hue = initials(models), {model: HUES[n % len(HUES)] for n, model in enumerate(models)}
     lines = [" " * head + _marks(axis)]
     for gpu, found in enumerate(blocks(runs, gpus, gap_s=axis.cell_s)):
-        lines.append(f"gpu{gpu}".ljust(head) + lane(found, axis, short, hue, form))
+        for number, row in enumerate(beside(found)):
+            lines.append((f"gpu{gpu}" if not number else "").ljust(head) + lane(row, axis, short, hue, form))
     return [*lines, *_legend(models, short, hue, axis, width, form)]
 
 

@@ -10,6 +10,9 @@ import numpy as np
 
 from gswarm.scheduler.problem import Floats, Ints, Problem
 
+LATE_S = 1e-6
+"""What ends this much after its deadline is in time."""
+
 
 class Execution(NamedTuple):
     """One task's run. Its GPUs are taken from `start - switch_seconds` to `end`, seconds since t = 0."""
@@ -81,6 +84,16 @@ class Measures:
     response_p50_s: float
     response_p99_s: float
     planning_us_per_task: float = 0.0
+    late: int | None = None
+    """Requests that ended after their deadline; None where there are no deadlines."""
+
+
+def late_requests(problem: Problem, plan: Plan) -> int | None:
+    """How many requests end after a deadline of one of their tasks; None: the problem has no deadlines."""
+    if problem.deadline is None:
+        return None
+    late = plan.end > problem.deadline + LATE_S
+    return len(np.unique(np.searchsorted(problem.first, np.flatnonzero(late), side="right")))
 
 
 def measure(problem: Problem, plan: Plan, bound_s: float, planning_s: float = 0.0) -> Measures:
@@ -114,4 +127,5 @@ def measure(problem: Problem, plan: Plan, bound_s: float, planning_s: float = 0.
         response_p50_s=float(r50),
         response_p99_s=float(r99),
         planning_us_per_task=1e6 * planning_s / problem.tasks,
+        late=late_requests(problem, plan),
     )

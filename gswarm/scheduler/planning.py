@@ -37,7 +37,7 @@ def plan_with(name: str, problem: Problem, *, seconds: float = 0.0, iterations: 
         began = time.process_time()
         plan = offline.plan(problem, seconds=seconds, iterations=iterations, seed=seed)
         return Planned(plan, time.process_time() - began)
-    simulation = Simulation(problem, strategies.create(name))
+    simulation = Simulation(problem, strategies.create(name, shared=problem.shared))
     return Planned(simulation.run(), simulation.planning_s)
 
 

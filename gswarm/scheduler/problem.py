@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 UNLOAD_GB_PER_S = 16.0
 """How fast a GPU gives up the memory of what it holds."""
+SLACK_GB = 1e-6
+"""What sums of memory may be off by."""
 
 
 class ProblemError(ValueError):
@@ -39,6 +41,11 @@ class Model:
     name: str = ""
     sleep_s: float | None = None
     wake_s: float | None = None
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether it can be put into host memory and brought back."""
+        return self.sleep_s is not None and self.wake_s is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +275,7 @@ def build(models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable
     pred_first = np.concatenate(([0], np.cumsum(pred_counts, dtype=np.int64)))
     flat_preds = np.asarray(preds, dtype=np.int64)
     succ_first, succs = _successors(pred_first, flat_preds, len(node_ids))
+    _refuse_crowd(models, machines, optional.get("placements", ()), optional.get("shared", False))
     if any(priority):
         optional.setdefault("priority", _column(priority, np.int64))
     if any(np.isfinite(deadline)):
@@ -295,6 +303,24 @@ def _successors(pred_first: Ints, preds: Ints, tasks: int) -> tuple[Ints, Ints]:
     order = np.argsort(preds, kind="stable")
     counts = np.bincount(preds, minlength=tasks) if tasks else np.zeros(0, dtype=np.int64)
     return np.concatenate(([0], np.cumsum(counts))), waiting[order]
+
+
+def _refuse_crowd(models: Sequence[Model], gpus: Sequence[Gpu], placements: Sequence[Placement], shared: bool) -> None:
+    """Placements at t = 0 that cannot be there, at all or together."""
+    held: dict[int, list[str]] = {}
+    taken: dict[int, float] = {}
+    for placed in placements:
+        m = models[placed.model]
+        if len(set(placed.gpus)) != m.width or len(placed.gpus) != m.width:
+            raise ProblemError(f"model {m.id} takes {m.width} GPUs and is on {list(placed.gpus)} at t = 0")
+        for g in placed.gpus:
+            held.setdefault(g, []).append(m.id)
+            taken[g] = taken.get(g, 0.0) + m.memory_gb
+            room = gpus[g].memory_gb
+            if len(held[g]) > 1 and (not shared or room is None):
+                raise ProblemError(f"GPU {g} holds {' and '.join(held[g])} at t = 0, and there is room for one model")
+            if room is not None and taken[g] > room + SLACK_GB:
+                raise ProblemError(f"GPU {g} would hold {taken[g]:g} GB at t = 0 and has {room:g} GB")
 
 
 def _refuse_cycle(request: Request) -> None:

@@ -1,7 +1,7 @@
 """Drives a strategy over a problem on virtual time, charges what the cost model charges, and keeps the plan it makes.
 
-What a GPU holds is the plan's view of it: a load counts from the first task that it serves. A load that serves none is
-in no plan, so it takes its time and changes nothing of what later loads are charged.
+What is held where, and what a load is charged, is in `holding.py`. A load that serves no task is in no plan, so it takes
+its time and changes nothing of what later loads are charged.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from gswarm.scheduler import critical
+from gswarm.scheduler.holding import Holding, Placed
 from gswarm.scheduler.plan import Plan, from_columns
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Problem
+from gswarm.scheduler.problem import Problem
 from gswarm.scheduler.strategy import (
     Arrived,
     Completed,
     Device,
     DeviceIs,
+    Drop,
     Event,
+    HostIs,
     Instruction,
     Job,
     Load,
@@ -53,7 +57,7 @@ class Record:
 
     time: float
     kind: str
-    """arrival, load, loaded, unload, start or end."""
+    """arrival, load, wake, loaded, unload, sleep, drop, start or end."""
     task: int = -1
     model: int = -1
     gpus: tuple[int, ...] = ()
@@ -68,18 +72,6 @@ class Sized(Protocol):
 
     def size_to(self, mix: dict[str, float]) -> None:
         """Take in how many GPU-seconds there are of each model."""
-
-
-class _Placed:
-    """A server of the simulation."""
-
-    __slots__ = ("busy", "gpus", "id", "model", "ready", "speed", "switch_s", "used")
-
-    def __init__(self, id: str, model: int, gpus: tuple[int, ...], switch_s: float, speed: float) -> None:
-        self.id, self.model, self.gpus, self.switch_s, self.speed = id, model, gpus, switch_s, speed
-        self.ready = self.busy = False
-        self.used = False
-        """Whether a task was served since the load: only then the load is in the plan."""
 
 
 def mix_of(problem: Problem) -> dict[str, float]:
@@ -117,8 +109,6 @@ class Simulation:
         seed: int = 0,
         watch: Callable[[Record], None] | None = None,
     ) -> None:
-        if problem.shared or problem.host_memory_gb:
-            raise SimulationError("several models on one GPU, and models that sleep, are not simulated")
         if not 0 <= noise < 1:
             raise SimulationError(f"noise is {noise}; from 0 to below 1")
         self.problem, self.strategy, self.watch = problem, strategy, watch
@@ -146,16 +136,14 @@ class Simulation:
         self._done = bytearray(tasks)
         self._told_of = bytearray(tasks)
         self._models = {m.id: n for n, m in enumerate(problem.models)}
-        self._servers: dict[str, _Placed] = {}
+        self._servers: dict[str, Placed] = {}
         self._count = 0
         gpus = len(problem.gpus)
-        self._taken: list[str] = [""] * gpus
-        """Server that has the GPU."""
         self._there = bytearray(gpus)
-        self._held_gb = [0.0] * gpus
-        """In the plan's view."""
-        self._intact: list[tuple[int, tuple[int, ...]] | None] = [None] * gpus
-        """Model and set that the GPU was last given to, in the plan's view."""
+        self._holding = Holding(problem)
+        self._on: list[Placed | None] = [None] * tasks
+        """Where each task runs or ran."""
+        self._due: list[float] | None = _latest_ends(problem)
         self._heap: list[tuple[float, int, int, Event]] = []
         """Time, number, task or -1, event."""
         self._seq = 0
@@ -216,6 +204,8 @@ class Simulation:
                         events.append(self._load(now, instruction))
                     case Unload():
                         events.append(self._unload(now, instruction))
+                    case Drop():
+                        self._drop(now, instruction)
 
     def _push(self, when: float, task: int, event: Event) -> None:
         self._seq += 1
@@ -224,16 +214,18 @@ class Simulation:
     def _happens(self, now: float, task: int, event: Event) -> None:
         if isinstance(event, Completed):
             self._done[task] = 1
-            self._servers[self._taken[self._where[task][0]]].busy = False
+            placed = self._on[task]
+            assert placed is not None
+            placed.busy = False
             for n in range(self._succ_first[task], self._succ_first[task + 1]):
                 self._missing[self._succs[n]] -= 1
             if self.watch is not None:
                 self.watch(Record(now, "end", task, self._model[task], self._where[task]))
         elif isinstance(event, ServerIs):
-            placed = self._servers[event.server.id]
-            placed.ready = True
+            server = self._servers[event.server.id]
+            server.ready = True
             if self.watch is not None:
-                self.watch(Record(now, "loaded", model=placed.model, gpus=placed.gpus))
+                self.watch(Record(now, "loaded", model=server.model, gpus=server.gpus))
         elif isinstance(event, DeviceIs):
             self._there[int(event.device.id)] = 1
 
@@ -245,24 +237,26 @@ class Simulation:
         room = [g.memory_gb if g.memory_gb is not None else max(memory, default=0.0) for g in problem.gpus]
         events: list[Event] = []
         for n, gpu in enumerate(problem.gpus):
-            is_there = DeviceIs(Device(str(n), round(room[n] * BYTES_PER_GB)))
+            shared = problem.shared and gpu.memory_gb is not None
+            is_there = DeviceIs(Device(str(n), round(room[n] * BYTES_PER_GB), shared))
             if gpu.free_at > 0:
                 self._push(gpu.free_at, -1, is_there)
             else:
                 self._there[n] = 1
                 events.append(is_there)
+        if problem.host_memory_gb:
+            events.append(HostIs(round(problem.host_memory_gb * BYTES_PER_GB)))
         for n, m in enumerate(problem.models):
             fitting = tuple(str(g) for g in range(len(room)) if room[g] >= memory[n])
             size = round(memory[n] * BYTES_PER_GB)
-            events.append(ModelIs(Model(m.id, size, fitting, m.load_s, width=m.width)))
+            events.append(ModelIs(Model(m.id, size, fitting, m.load_s, 5.0, m.width, m.sleep_s, m.wake_s)))
         sets = dict.fromkeys((p.model, tuple(sorted(p.gpus))) for p in problem.placements)
         sets |= dict.fromkeys((self._model[r.task], tuple(sorted(r.gpus))) for r in problem.running)
         for model, gpus in sets:
-            if any(self._taken[g] for g in gpus):
-                raise SimulationError(f"GPU {next(g for g in gpus if self._taken[g])} is in two placements at t = 0")
-            placed = self._place(model, gpus, 0.0)
-            placed.used = True
-            self._commit(placed)
+            if why := self._holding.why_not(model, gpus):
+                raise SimulationError(f"{problem.models[model].id} cannot be on {list(gpus)} at t = 0: {why}")
+            placed = self._place(model, gpus, 0.0, woken=False)
+            self._holding.served(placed)
             ready_at = max(problem.gpus[g].free_at for g in gpus)
             if ready_at > 0:
                 events.append(ServerIs(self._seen(placed, ready=False)))
@@ -271,9 +265,10 @@ class Simulation:
                 placed.ready = True
                 events.append(ServerIs(self._seen(placed, ready=True)))
         for run in problem.running:
-            placed = self._servers[self._taken[run.gpus[0]]]
+            t, gpus = run.task, tuple(sorted(run.gpus))
+            placed = next(p for p in self._servers.values() if (p.model, p.gpus) == (self._model[t], gpus))
             placed.busy = placed.ready = True
-            t = run.task
+            self._on[t] = placed
             self._told_of[t] = 1
             self._where[t], self._end[t] = placed.gpus, run.end
             self._start[t] = run.end - self._told[t] / placed.speed
@@ -298,6 +293,7 @@ class Simulation:
             0.0,
             self._told[task],
             problem.requests[self._request[task]],
+            float("inf") if self._due is None else self._due[task],
         )
 
     def _arrival(self, now: float, task: int) -> Event:
@@ -329,10 +325,10 @@ class Simulation:
             # The switch is charged to this task, and its window may not lie before the task is known.
             start = max(now, self._release[t] + placed.switch_s)
             self._switch[t] = placed.switch_s
-            placed.used = True
-            self._commit(placed)
+            self._holding.served(placed)
         end = start + self._real[t] / placed.speed
         placed.busy = True
+        self._on[t] = placed
         self._where[t], self._start[t], self._end[t] = placed.gpus, start, end
         self._push(end, t, Completed(order.job))
         if self.watch is not None:
@@ -347,20 +343,18 @@ class Simulation:
         gpus = tuple(sorted({int(d) for d in order.devices}))
         if len(gpus) != m.width or len(order.devices) != m.width:
             raise self._refuse(now, order, f"the model takes {m.width} GPUs")
-        for g in gpus:
-            room = self.problem.gpus[g].memory_gb
-            if not self._there[g] or self._taken[g] or (room is not None and room < m.memory_gb):
-                why = "is taken" if self._taken[g] else "is too small" if self._there[g] else "is not free yet"
-                raise self._refuse(now, order, f"GPU {g} {why}")
-        switch_s = 0.0
-        if any(self._intact[g] != (model, gpus) for g in gpus):
-            switch_s = m.load_s + max(self._held_gb[g] for g in gpus) / UNLOAD_GB_PER_S
-            if self._noise:
-                switch_s *= 1 + self._noise * float(self._rng.uniform(-1, 1))
-        placed = self._place(model, gpus, switch_s)
+        if early := [g for g in gpus if not self._there[g]]:
+            raise self._refuse(now, order, f"GPU {early[0]} is not free yet")
+        if why := self._holding.why_not(model, gpus):
+            raise self._refuse(now, order, why)
+        switch_s, woken = self._holding.charge(model, gpus)
+        if self._noise and switch_s:
+            switch_s *= 1 + self._noise * float(self._rng.uniform(-1, 1))
+        placed = self._place(model, gpus, switch_s, woken=woken)
         self._push(now + switch_s, -1, ServerIs(self._seen(placed, ready=True)))
         if self.watch is not None:
-            self.watch(Record(now, "load", model=model, gpus=gpus, seconds=switch_s, reason=order.reason))
+            kind = "wake" if woken else "load"
+            self.watch(Record(now, kind, model=model, gpus=gpus, seconds=switch_s, reason=order.reason))
         return ServerIs(self._seen(placed, ready=False))
 
     def _unload(self, now: float, order: Unload) -> Event:
@@ -368,30 +362,40 @@ class Simulation:
         if placed is None or placed.busy or not placed.ready:
             why = "that server is not there" if placed is None else "it is busy" if placed.busy else "it is loading"
             raise self._refuse(now, order, why)
+        sleep = order.sleep and self._holding.can_sleep(placed)
         del self._servers[placed.id]
-        for g in placed.gpus:
-            self._taken[g] = ""
+        self._holding.remove(placed, sleep=sleep)
         if self.watch is not None:
-            self.watch(Record(now, "unload", model=placed.model, gpus=placed.gpus, reason=order.reason))
-        return ServerGone(placed.id)
+            kind = "sleep" if sleep else "unload"
+            self.watch(Record(now, kind, model=placed.model, gpus=placed.gpus, reason=order.reason))
+        return ServerGone(placed.id, asleep=sleep)
 
-    def _place(self, model: int, gpus: tuple[int, ...], switch_s: float) -> _Placed:
+    def _drop(self, now: float, order: Drop) -> None:
+        model = self._models.get(order.model, -1)
+        if model < 0 or not self._holding.drop(model):
+            raise self._refuse(now, order, "nothing of it sleeps")
+        if self.watch is not None:
+            self.watch(Record(now, "drop", model=model, reason=order.reason))
+
+    def _place(self, model: int, gpus: tuple[int, ...], switch_s: float, *, woken: bool) -> Placed:
         self._count += 1
         speed = min(self.problem.gpus[g].speed for g in gpus)
-        placed = self._servers[f"s{self._count}"] = _Placed(f"s{self._count}", model, gpus, switch_s, speed)
-        for g in gpus:
-            self._taken[g] = placed.id
+        placed = self._servers[f"s{self._count}"] = Placed(f"s{self._count}", model, gpus, switch_s, speed, woken)
+        self._holding.place(placed)
         return placed
 
-    def _commit(self, placed: _Placed) -> None:
-        memory = self.problem.models[placed.model].memory_gb
-        for g in placed.gpus:
-            self._held_gb[g], self._intact[g] = memory, (placed.model, placed.gpus)
-
-    def _seen(self, placed: _Placed, *, ready: bool) -> Server:
+    def _seen(self, placed: Placed, *, ready: bool) -> Server:
         m = self.problem.models[placed.model]
         memory = round(m.memory_gb * m.width * BYTES_PER_GB)
         return Server(placed.id, m.id, tuple(map(str, placed.gpus)), memory, 1, ready=ready, ours=True)
+
+
+def _latest_ends(problem: Problem) -> list[float] | None:
+    """When each task has to end so that what follows it can be in time; None: there are no deadlines."""
+    if problem.deadline is None:
+        return None
+    due: list[float] = critical.latest_ends(problem).tolist()
+    return due
 
 
 def perturbed(problem: Problem, plan: Plan) -> Problem:

@@ -36,6 +36,8 @@ class Job:
     """How long it will run; None: about as long as others of its model."""
     request: str = ""
     """What it is part of: jobs of one request are wanted together. Empty: it stands alone."""
+    deadline: float = float("inf")
+    """When it should have ended, on the clock of the events, so that what needs it can still be in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,15 @@ class Model:
     run_s: float = 5.0
     width: int = 1
     """Devices that one server takes, all of them whole and at once."""
+    sleep_s: float | None = None
+    """To put it into host memory; None: it cannot be."""
+    wake_s: float | None = None
+    """To bring it back from there, on any devices that it could be loaded on."""
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether it can be put into host memory and brought back."""
+        return self.sleep_s is not None and self.wake_s is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +126,11 @@ class ServerIs:
 
 @dataclass(frozen=True, slots=True)
 class ServerGone:
-    """A server is no more; `failed` if it could not be kept up."""
+    """A server is no more; `failed` if it could not be kept up, `asleep` if its model lies in host memory now."""
 
     server: str
     failed: bool = False
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +153,13 @@ class DeviceGone:
     """A device can no longer be used."""
 
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostIs:
+    """Host memory that models can sleep in, bytes; where no one is told of it, none do."""
+
+    memory: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +191,7 @@ Event = (
     | LoadRefused
     | DeviceIs
     | DeviceGone
+    | HostIs
     | ModelIs
     | ModelGone
     | Ticked
@@ -193,7 +213,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Bring a model up on devices."""
+    """Bring a model up on devices; where it sleeps in host memory, one that sleeps is woken."""
 
     model: str
     devices: tuple[str, ...]
@@ -202,13 +222,22 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """End a server of ours that runs nothing."""
+    """End a server of ours that runs nothing. With `sleep` its model goes into host memory, where it fits."""
 
     server: str
     reason: str = ""
+    sleep: bool = False
 
 
-Instruction = Start | Load | Unload
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Give up what sleeps of a model, one server's worth of it."""
+
+    model: str
+    reason: str = ""
+
+
+Instruction = Start | Load | Unload | Drop
 
 
 class Strategy(Protocol):

@@ -32,6 +32,8 @@ class Outcome:
     response_p50_s: float = 0.0
     response_p99_s: float = 0.0
     planning_us_per_task: float = 0.0
+    late: int | None = None
+    """Requests that ended after their deadline; None where there are no deadlines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Happening:
 
     time_s: float
     kind: str
-    """arrival, load, loaded, unload, start or end."""
+    """arrival, load, wake, loaded, unload, sleep, drop, start or end."""
     task: str
     """Empty where no task is concerned."""
     model: str
@@ -90,7 +92,7 @@ class Happening:
     def lines(self) -> Iterator[str]:
         """One line of fixed columns, so that lines that come one by one stand below each other."""
         gpus = ",".join(map(str, self.gpus)) or "-"
-        seconds = f"{self.seconds:10.3f}" if self.kind in ("arrival", "load", "start") else " " * 10
+        seconds = f"{self.seconds:10.3f}" if self.kind in ("arrival", "load", "wake", "start") else " " * 10
         yield (
             f"{self.time_s:12.3f}  {self.kind:<7}  {self.model:<14}  {gpus:<11}  {seconds}"
             f"  {self.task or '-'}  {self.reason}".rstrip()

@@ -14,9 +14,13 @@ A plan does not say what is evicted or put to sleep, so of the rest only what fo
 * `shared` (several models on a GPU): a placement is resident from its switch to the end of its last execution that is
   not charged again. All that must be resident at once fits the GPU's memory; a GPU without a known memory holds one
   model at a time. Executions of one placement do not overlap, those of several may. A switch is at least the load.
-* `host_memory_gb` (sleep and wake): a switch is at least the wake time where the model was loaded before, else the load
-  time, and at most load or wake plus the slowest unload or sleep of what the set holds. What was woken (a switch below
-  the load time) lay in host memory since its last execution: all that must lie there at once fits.
+  What loads in no time at all may have left and come back between any two executions.
+* `host_memory_gb` (sleep and wake): a switch is at least the wake time where the model can sleep and an execution of it
+  has ended before, else the load time; to that comes what the set holds, each GPU cleared by unload or by sleep, whichever
+  is shorter; and it is at most load or wake plus the slowest unload or sleep of what the set holds. An intact placement
+  may be charged too: it may have gone to sleep and been woken elsewhere. What was woken (a switch below the load time)
+  lay in host memory from when the last of its placements was broken; where several models are on a GPU, from when the
+  last of them had no more room beside what must be there. All that must lie there at once fits.
 
 Zero-second executions at one instant on one GPU are legal if they are in some order: they get the order that is best for
 the plan, those whose placement is intact first, then by memory.
@@ -212,6 +216,16 @@ class _Placed:
     since: float
     until: float
     """End of its last execution."""
+    broken: float = math.inf
+    """When something else took one of its GPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waking:
+    """A switch that was a waking: when it began, and where the model had been before."""
+
+    run: _Run
+    before: tuple[_Placed, ...]
 
 
 _NOTHING = _Placed(-1, (), "", 0.0, 0.0)
@@ -228,8 +242,9 @@ class _Replay:
         # Placements by model and set, the last one each; and all, for the memory that they take together.
         self.latest: dict[tuple[int, tuple[int, ...]], _Placed] = {}
         self.all: list[_Placed] = []
-        self.loaded = {p.model for p in problem.placements}
-        self.slept: list[tuple[float, float, float, str]] = []  # from, to, GB, task that woke it
+        # When each model could go to sleep for the first time: what was loaded has run, or is there at t = 0.
+        self.rests = {p.model: 0.0 for p in problem.placements}
+        self.wakings: list[_Waking] = []
         for placement in problem.placements:
             self._place(placement.model, tuple(sorted(placement.gpus)), "", 0.0)
         model = problem.model.tolist()
@@ -237,6 +252,7 @@ class _Replay:
             gpus, name = tuple(sorted(running.gpus)), problem.name_of(running.task)
             placed = self.latest.get((model[running.task], gpus)) or self._place(model[running.task], gpus, "", 0.0)
             placed.until = running.end
+            self.rests.setdefault(model[running.task], running.end)
             for gpu in gpus:
                 self.taken[gpu] = (running.end, name)
 
@@ -247,6 +263,7 @@ class _Replay:
             group = list(together)
             for run in group if len(group) == 1 else self._in_order(group):
                 yield from take(run)
+                self.rests[run.model] = min(self.rests.get(run.model, math.inf), run.end)
         if self.problem.shared:
             yield from self._check_memory()
         yield from self._check_host_memory()
@@ -267,9 +284,10 @@ class _Replay:
     def _place(self, model: int, gpus: tuple[int, ...], by: str, now: float) -> _Placed:
         placed = _Placed(model, gpus, by, now, now)
         for gpu in gpus:
+            if (held := self.holds[gpu]) is not _NOTHING:
+                held.broken = min(held.broken, now)
             self.holds[gpu] = placed
         self.latest[model, gpus] = placed
-        self.loaded.add(model)
         if self.problem.shared:
             self.all.append(placed)
         return placed
@@ -287,7 +305,7 @@ class _Replay:
                 yield Fault(Kind.OVERLAP, run.name, f"{run.begins} on GPU {gpu}, which {by} has until {_s(until)}")
             if run.end >= until:
                 self.taken[gpu] = (run.end, run.name)
-        if self._intact(run):
+        if self._intact(run) and not (self.problem.host_memory_gb > 0 and run.switch > TOLERANCE_S):
             if run.switch > TOLERANCE_S:
                 model = self.problem.models[run.model].id
                 yield Fault(
@@ -305,12 +323,15 @@ class _Replay:
         low = high = model.load_s + most / UNLOAD_GB_PER_S
         words = f"load {_s(model.load_s)} + unload {most:g} GB / {UNLOAD_GB_PER_S:g}"
         if self.problem.host_memory_gb > 0:
-            low, words = self._least_load(run), "at least load or wake, at most that and the slowest unload or sleep"
+            words = "at least load or wake and the shorter of unload and sleep, at most that and the slowest of them"
+            low = self._least_load(run) + max(
+                [self._least_clear(h.model) for h in held if h is not _NOTHING], default=0
+            )
             away = max([self.problem.models[h.model].sleep_s or 0.0 for h in held if h is not _NOTHING], default=0.0)
             high = max(model.load_s, model.wake_s or 0.0) + max(most / UNLOAD_GB_PER_S, away)
         if run.switch < low - TOLERANCE_S:
             broken = self.latest.get((run.model, run.gpus))
-            if broken is not None:
+            if broken is not None and any(h is not broken for h in held):
                 gpu, taken = next((gpu, h) for gpu, h in zip(run.gpus, held, strict=True) if h is not broken)
                 words += f"; {model.id} was there until {taken.by or 'what was loaded at first'} took GPU {gpu}"
             in_part = any(h is broken for h in held)
@@ -322,17 +343,21 @@ class _Replay:
             self._woken(run)
 
     def _least_load(self, run: _Run) -> float:
-        """Seconds to load or, where the model has been loaded and may sleep, to wake."""
+        """Seconds to load or, where the model may have gone to sleep, to wake."""
         model = self.problem.models[run.model]
-        if self.problem.host_memory_gb > 0 and run.model in self.loaded and model.wake_s is not None:
-            return min(model.load_s, model.wake_s)
+        may_sleep = self.problem.host_memory_gb > 0 and model.sleep_s is not None and model.wake_s is not None
+        if may_sleep and self.rests.get(run.model, math.inf) <= run.opens + TOLERANCE_S:
+            return min(model.load_s, model.wake_s or 0.0)
         return model.load_s
 
+    def _least_clear(self, number: int) -> float:
+        """Seconds in which a GPU is rid of a model at the soonest."""
+        model, unload = self.problem.models[number], self.memory[number] / UNLOAD_GB_PER_S
+        return unload if model.sleep_s is None or model.wake_s is None else min(unload, model.sleep_s)
+
     def _woken(self, run: _Run) -> None:
-        """Note that the model lay in host memory from its last execution on."""
-        model = self.problem.models[run.model]
-        last = max(p.until for (m, _), p in self.latest.items() if m == run.model)
-        self.slept.append((min(last, run.opens), run.opens, model.memory_gb * model.width, run.name))
+        """Note that the model came from host memory."""
+        self.wakings.append(_Waking(run, tuple(p for (m, _), p in self.latest.items() if m == run.model)))
 
     def _take_shared(self, run: _Run) -> Iterator[Fault]:
         model = self.problem.models[run.model]
@@ -341,12 +366,12 @@ class _Replay:
             yield Fault(
                 Kind.OVERLAP, run.name, f"begins at {_s(run.opens)} while {model.id} is used until {_s(placed.until)}"
             )
-        if placed is None or run.switch > TOLERANCE_S:
-            low = self._least_load(run)
+        low = self._least_load(run)
+        if placed is None or run.switch > TOLERANCE_S or (low <= TOLERANCE_S and run.opens > placed.until):
             if run.switch < low - TOLERANCE_S:
                 kind = Kind.TOO_SHORT if run.switch > TOLERANCE_S else Kind.UNCHARGED
                 yield Fault(kind, run.name, f"its switch is {_s(run.switch)}; {model.id} takes at least {_s(low)}")
-            elif run.switch < model.load_s - TOLERANCE_S:
+            elif TOLERANCE_S < run.switch < model.load_s - TOLERANCE_S:
                 self._woken(run)
             placed = self._place(run.model, run.gpus, run.name, run.opens)
         placed.until = max(placed.until, run.end)
@@ -372,23 +397,51 @@ class _Replay:
                 yield Fault(Kind.MEMORY, over[1], f"GPU {gpu} would hold {over[0]:g} GB; it has {room:g}")
 
     def _check_host_memory(self) -> Iterator[Fault]:
-        if self.slept and (over := _most_at_once(self.slept, self.problem.host_memory_gb)):
-            room = self.problem.host_memory_gb
+        room = self.problem.host_memory_gb
+        slept = []
+        for waking in self.wakings:
+            run, model = waking.run, self.problem.models[waking.run.model]
+            since = max([self._left(placed, run.opens) for placed in waking.before])
+            slept.append((min(since, run.opens), run.opens, model.memory_gb * model.width, run.name))
+        if over := _most_at_once(slept, room):
             yield Fault(Kind.HOST_MEMORY, over[1], f"{over[0]:g} GB would sleep at once; it has {room:g}")
+
+    def _left(self, placed: _Placed, by: float) -> float:
+        """When a placement left its GPUs at the latest, or `by`."""
+        if not self.problem.shared:
+            return placed.broken
+        for gpu in placed.gpus:
+            # Beside what must be there, whatever the plan does not say.
+            room = self.problem.gpus[gpu].memory_gb
+            left = -math.inf if room is None else room - self.memory[placed.model] + TOLERANCE_S
+            changes = []
+            for other in self.all:
+                since, until = max(other.since, placed.until), other.until - TOLERANCE_S
+                if other is not placed and since < min(by, until) and gpu in other.gpus:
+                    changes += [(since, self.memory[other.model]), (until, -self.memory[other.model])]
+            held = 0.0
+            for moment, gb in sorted(changes):
+                held += gb
+                if gb >= 0 and held > left and moment < by:
+                    by = moment
+                    break
+        return by
 
 
 def _most_at_once(stays: Sequence[tuple[float, float, float, str]], room: float) -> tuple[float, str] | None:
     """The first time that more than `room` is there: how much, and for which task. Stays are from, to, GB, task."""
-    # What ends by a moment leaves before what begins then. A stay of no length counts at its moment.
-    changes = [(since, 1, gb, by) for since, _, gb, by in stays]
-    changes += [
-        (max(since, until - TOLERANCE_S), 2 if until <= since else 0, -gb, by) for since, until, gb, by in stays
-    ]
+    # What ends by a moment leaves before what begins then; what has no length is there by itself, between the two.
+    changes = []
+    for since, until, gb, by in stays:
+        if until - since <= TOLERANCE_S:
+            changes.append((since, 1, gb, by))
+        else:
+            changes += [(since, 2, gb, by), (until - TOLERANCE_S, 0, -gb, by)]
     total = 0.0
-    for _, _, gb, by in sorted(changes):
-        total += gb
-        if gb > 0 and total > room + TOLERANCE_S:
-            return total, by
+    for _, kind, gb, by in sorted(changes):
+        if kind and total + gb > room + TOLERANCE_S:
+            return total + gb, by
+        total += gb if kind != 1 else 0.0
     return None
 
 

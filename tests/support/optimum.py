@@ -33,7 +33,9 @@ def optimum(problem: Problem, *, online: bool = False) -> list[Execution]:
     same order on the same sets is charged the same switches, and by induction starts no task later. There are finitely
     many orders and sets, so among their replays one has the least makespan and, of those, the least sum of starts.
     Sorted by its own starts and replayed, it cannot become earlier, so it stays as it is: orders in which a task would
-    start before the one ahead of it need not be tried. GPUs that are alike and have not been touched are taken in order.
+    start before the one ahead of it need not be tried. With host memory, which must not run short, a switch also may be a
+    waking, from the first end of a task of its model on, and a GPU is rid of what it holds by unload or by sleep, whichever
+    is shorter; a switch that waits for that end is one more thing to try. GPUs that are alike and have not been touched are taken in order.
     """
     search = _Search(problem, online)
     search.go(-math.inf, 0.0)
@@ -102,13 +104,32 @@ class _Search:
         number = self.models[task]
         model = self.problem.models[number]
         held = [self.gpus[gpu][1] for gpu in gpus]
-        switch, load = 0.0, held[0]
-        if load is None or load.model != number or load.gpus != gpus or any(h is not load for h in held):
-            switch = model.load_s + max(h.memory_gb if h else 0.0 for h in held) / UNLOAD_GB_PER_S
-            load = _Load(number, gpus, model.memory_gb)
+        load = held[0]
         opens = max(self.gpus[gpu][0] for gpu in gpus)
         if self.online:
             opens = max(opens, float(self.problem.release[task]))
+        if load is not None and load.model == number and load.gpus == gpus and all(h is load for h in held):
+            self._run(task, gpus, load, opens, 0.0, last, makespan)
+            return
+        load, clear = _Load(number, gpus, model.memory_gb), max(self._clear_s(h) for h in held)
+        self._run(task, gpus, load, opens, model.load_s + clear, last, makespan)
+        rests = [end for done, end in self.ends.items() if self.models[done] == number]
+        rests += [0.0 for placement in self.problem.placements if placement.model == number]
+        if self.problem.host_memory_gb and model.can_sleep and rests:
+            opens = max(opens, min(rests))
+            self._run(task, gpus, load, opens, (model.wake_s or 0.0) + clear, last, makespan)
+
+    def _clear_s(self, held: _Load | None) -> float:
+        if held is None:
+            return 0.0
+        model, unload = self.problem.models[held.model], held.memory_gb / UNLOAD_GB_PER_S
+        asleep = self.problem.host_memory_gb and model.can_sleep
+        return min(unload, model.sleep_s or 0.0) if asleep else unload
+
+    def _run(
+        self, task: int, gpus: Set, load: _Load, opens: float, switch: float, last: float, makespan: float
+    ) -> None:
+        model = self.problem.models[load.model]
         start = max([opens + switch, *(self.ends[pred] for pred in self.preds[task])])
         if start < last or start + self.tail[task] >= self.best:
             return

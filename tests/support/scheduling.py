@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace as replaced
 from random import Random
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -24,6 +26,10 @@ from gswarm.scheduler.problem import (
 # Equal times and zeros are where ties are; eighths are exact, and thirds are not.
 SECONDS = st.sampled_from([0.0, 1.0, 1.0, 2.0, 0.125, 5.0, 40.0, 1 / 3, 0.1, 1e-9])
 LOADS = st.sampled_from([0.0, 1.0, 3.0, 10.0, 0.7, 100.0])
+NAPS = st.sampled_from([None, 0.0, 0.5, 1.0, 2.0, 30.0])
+ROOMS = st.sampled_from([None, 80.0, 80.0, 100.0])
+HOSTS = st.sampled_from([0.0, 20.0, 80.0, 1000.0])
+DUE = st.sampled_from([1.0, 10.0, 60.0, float("inf")])
 MEMORY = st.sampled_from([0.0, 16.0, 8.0, 33.3, 80.0])
 
 
@@ -37,16 +43,21 @@ def problems(
     max_width: int = 4,
     arrivals: bool = True,
     optional: bool = False,
+    tiers: bool = False,
 ) -> Problem:
     """Wide models, any graph, equal and zero times, one GPU, more GPUs than work, arrivals tied or spread.
 
     With `optional`: also initial placements, tasks that run already, GPUs that are free later or of several speeds.
+    With `tiers`: also GPUs of known memory, several models on one, models that sleep in host memory, and deadlines.
     """
     gpus = draw(st.integers(1, max_gpus))
     models = [
         Model(f"m{n}", draw(st.integers(1, min(gpus, max_width))), draw(MEMORY), draw(LOADS))
         for n in range(draw(st.integers(1, max_models)))
     ]
+    if tiers:
+        models = [replaced(m, sleep_s=draw(NAPS), wake_s=draw(NAPS)) for m in models]
+    due = draw(st.booleans()) if tiers else False
     flows = draw(st.lists(_flows(len(models), max_nodes=min(6, max_tasks)), min_size=1, max_size=3))
     requests: list[Request] = []
     now, left = 0.0, max_tasks
@@ -57,7 +68,8 @@ def problems(
         left -= len(flow)
         if arrivals and number:
             now += draw(st.sampled_from([0.0, 0.0, 1.0, 7.5, 1 / 3]))
-        requests.append(Request(f"r{number}", now, flow, [draw(SECONDS) for _ in flow]))
+        deadline = now + draw(DUE) if due else float("inf")
+        requests.append(Request(f"r{number}", now, flow, [draw(SECONDS) for _ in flow], deadline=deadline))
     machines: list[Gpu] = [Gpu()] * gpus
     placements: list[Placement] = []
     if optional:
@@ -68,7 +80,13 @@ def problems(
             if model.width <= len(empty) and draw(st.booleans()):
                 placements.append(Placement(number, tuple(empty[: model.width])))
                 empty = empty[model.width :]
-    problem = build(models, machines, requests, placements=tuple(placements))
+    tier: dict[str, Any] = {}
+    if tiers:
+        machines = [replaced(machine, memory_gb=draw(ROOMS)) for machine in machines]
+        if all(machine.memory_gb is None for machine in machines) or draw(st.booleans()):
+            machines = [replaced(machine, memory_gb=80.0) for machine in machines]
+        tier = {"shared": draw(st.booleans()), "host_memory_gb": draw(HOSTS)}
+    problem = build(models, machines, requests, placements=tuple(placements), **tier)
     running = []
     for placement in placements:
         roots = [

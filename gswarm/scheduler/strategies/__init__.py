@@ -21,6 +21,15 @@ OURS = {
     "online": "online:Online",
 }
 
+SHARED = {
+    "fifo": "together:Fifo",
+    "baseline": "together:Baseline",
+    "affinity": "together:Affinity",
+    "static": "together:Static",
+    "online": "crowd:Crowd",
+}
+"""The same on GPUs that several models share."""
+
 
 def names() -> list[str]:
     """Every strategy for whole GPUs, ours first. Without `grouping`: it loads on single devices, for the live queue."""
@@ -28,9 +37,12 @@ def names() -> list[str]:
     return [*(name for name in OURS if name != "grouping"), *sorted(others)]
 
 
-def create(name: str, **options: Any) -> Strategy:
-    """The strategy of this name, made with its own options. Raises KeyError for a name that there is not."""
-    if (ours := OURS.get(name)) is not None:
+def create(name: str, *, shared: bool = False, **options: Any) -> Strategy:
+    """The strategy of this name, made with its own options; `shared`: for GPUs that several models share.
+
+    Raises KeyError for a name that there is not.
+    """
+    if (ours := (SHARED.get(name) if shared else None) or OURS.get(name)) is not None:
         module, _, attribute = ours.partition(":")
         make = getattr(import_module(f"{__name__}.{module}"), attribute)
     else:

@@ -28,8 +28,10 @@ MANY, STEPS = 20_000, 32
 class Instance:
     """A problem as plain lists, made once and run under many policies."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, by_deadline: bool = False) -> None:
+        """`by_deadline`: tasks go by when they have to end, and only then by what must follow them."""
         self.problem = problem
+        self._due = critical.latest_ends(problem) if by_deadline else None
         models = problem.models
         self.width = [m.width for m in models]
         self.load = [m.load_s for m in models]
@@ -57,6 +59,8 @@ class Instance:
                 # Near ties go by number: neighbours in memory are then taken together, twice as fast at a million.
                 follows = np.ceil(follows * (STEPS / max(float(follows.max()), NOTHING)))
             by_rank = np.argsort(-follows, kind="stable")
+            if self._due is not None:
+                by_rank = by_rank[np.argsort(self._due[by_rank], kind="stable")]
             rank = np.empty_like(by_rank)
             rank[by_rank] = np.arange(len(by_rank))
             if len(self._ranks) > 8:

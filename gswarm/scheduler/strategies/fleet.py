@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S
-from gswarm.scheduler.strategy import Device, Instruction, Load, Model, Server, Unload
+from gswarm.scheduler.strategies.memory import Host
+from gswarm.scheduler.strategy import Device, Instruction, Load, Model, Server
 
 BYTES_PER_GB = 1e9
 COOLDOWN_S = 60.0
@@ -32,12 +33,29 @@ class State(IntEnum):
 class Task:
     """A job as the strategy keeps it."""
 
-    __slots__ = ("arrived", "id", "is_root", "line", "missing", "number", "rank", "run_s", "server", "since", "state")
+    __slots__ = (
+        "arrived",
+        "due",
+        "id",
+        "is_root",
+        "line",
+        "missing",
+        "number",
+        "rank",
+        "run_s",
+        "server",
+        "since",
+        "state",
+    )
 
-    def __init__(self, id: str, line: Line, rank: int, run_s: float | None, now: float, waited_s: float) -> None:
+    def __init__(
+        self, id: str, line: Line, rank: int, run_s: float | None, now: float, waited_s: float, due: float
+    ) -> None:
         self.id, self.line, self.rank, self.run_s = id, line, rank, run_s
         self.arrived = self.since = now - waited_s
         self.missing, self.number = 0, -1
+        self.due = due
+        """When it should have ended; infinite once that cannot be any more."""
         self.is_root = False
         self.server = ""
         self.state = State.BLOCKED
@@ -180,6 +198,7 @@ class Fleet:
         self.idle: dict[str, Copy] = {}
         """Servers of ours on GPUs that run nothing and are in no move."""
         self.cooling: dict[tuple[str, str], float] = {}
+        self.host = Host(lambda name: self.line(name).demand)
         self._count = 0
 
     def line(self, name: str) -> Line:
@@ -233,13 +252,25 @@ class Fleet:
         move.is_fixed = True
         move.line.coming += 1
         for copy in move.left.values():
-            self._leave(copy)
-            self.out.append(Unload(copy.server.id, move.reason))
+            self.send_away(copy, move.reason)
         if not move.left:
             self._load(move, now)
 
+    def send_away(self, copy: Copy, reason: str) -> None:
+        """End a server, or put it to sleep."""
+        self._leave(copy)
+        self.host.send_away(copy.server.id, copy.line.model, reason, self.out)
+        self._costs(copy.line)
+
+    def _costs(self, line: Line) -> None:
+        """What it costs to switch to the model, after it went to sleep or woke."""
+        if self.host.room and line.model is not None:
+            line.switch_s = self.host.load_s(line.model) + self.host.away_s(line.model)
+
     def _load(self, move: Move, now: float) -> None:
         move.began = now
+        if self.host.brought_up(move.line.name):
+            self._costs(move.line)
         self.out.append(Load(move.line.name, tuple(p.device.id for p in move.places), move.reason))
 
     def call_off(self, move: Move) -> None:
@@ -333,9 +364,11 @@ class Fleet:
             copy.line.slots -= copy.server.slots
         copy.line.open.pop(copy.server.id, None)
 
-    def server_gone(self, server: str, failed: bool, now: float) -> Copy | None:
+    def server_gone(self, server: str, failed: bool, now: float, asleep: bool = False) -> Copy | None:
         """A server is no more."""
         copy = self.copies.pop(server, None)
+        if self.host.gone(server, asleep) and copy is not None:
+            self._costs(copy.line)
         if copy is None:
             return None
         self._leave(copy)

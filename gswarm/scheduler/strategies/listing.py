@@ -7,15 +7,16 @@ turn it is on all of its GPUs runs there, after a load if they do not hold its m
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S
+from gswarm.scheduler.strategies.memory import Host
 from gswarm.scheduler.strategy import (
     Arrived,
     Completed,
     DeviceIs,
     Event,
+    HostIs,
     Instruction,
     Job,
     Load,
@@ -26,10 +27,8 @@ from gswarm.scheduler.strategy import (
     ServerIs,
     Start,
     Started,
-    Unload,
 )
 
-BYTES_PER_GB = 1e9
 Set = tuple[str, ...]
 
 
@@ -68,6 +67,9 @@ class ListStrategy:
         self._waiters: dict[str, list[str]] = {}
         self._running: dict[str, Turn] = {}
         self._out: list[Instruction] = []
+        self._asked: Counter[str] = Counter()
+        """Tasks of each model so far."""
+        self._host = Host(self._asked.__getitem__)
 
     def handle(self, now: float, events: Sequence[Event]) -> list[Instruction]:
         """Take in what happened and say what to do."""
@@ -100,8 +102,8 @@ class ListStrategy:
         """What a load of the model on the set costs, seconds: 0 where it is."""
         if self.holds(model, devices):
             return 0.0
-        held = [self.models[self.placement[d][0]].memory for d in devices if d in self.placement]
-        return self.models[model].load_s + max(held, default=0) / BYTES_PER_GB / UNLOAD_GB_PER_S
+        held = [self._host.away_s(self.models[self.placement[d][0]]) for d in devices if d in self.placement]
+        return self._host.load_s(self.models[model]) + max(held, default=0.0)
 
     def first_free(self, model: Model) -> Set | None:
         """The first idle devices that take the model, as many as it needs."""
@@ -139,15 +141,20 @@ class ListStrategy:
         there = dict.fromkeys(self._server_at[d] for d in turn.devices if d in self._server_at)
         if not all(self._servers[name].ready for name in there):
             return  # it goes on when they are
-        for gone in there:
-            for d in self._servers.pop(gone).devices:
+        why = f"makes room for {turn.job.model}" if self.reasons else ""
+        for name in there:
+            gone = self._servers.pop(name)
+            for d in gone.devices:
                 del self._server_at[d]
-            self._out.append(Unload(gone, f"makes room for {turn.job.model}" if self.reasons else ""))
+            self._host.send_away(name, self.models.get(gone.model), why, self._out)
+        self._host.brought_up(turn.job.model)
         self._out.append(Load(turn.job.model, turn.devices, turn.reason))
 
     def _take(self, now: float, event: Event) -> None:
         match event:
             case Arrived(job):
+                if self._host.room:
+                    self._asked[job.model] += 1
                 if job.needs:
                     self._blocked[job.id] = (job, set(job.needs))
                     for need in job.needs:
@@ -166,7 +173,8 @@ class ListStrategy:
                     lines = [line for d in devices if (line := self._lines.get(d))]
                     for turn in dict.fromkeys(line[0] for line in lines):
                         self._proceed_if_due(turn)
-            case ServerGone(server_id):
+            case ServerGone(server_id, _, asleep):
+                self._host.gone(server_id, asleep)
                 if (known := self._servers.pop(server_id, None)) is not None:
                     for d in known.devices:
                         self._server_at.pop(d, None)
@@ -176,6 +184,8 @@ class ListStrategy:
                     insort(self.idle, len(self.devices))
                     self.devices.append(device.id)
                     self._lines[device.id] = deque()
+            case HostIs(memory):
+                self._host.room = memory
             case ModelIs(model):
                 self.models[model.name] = model
             case Started(job, server_id):

@@ -11,19 +11,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from random import Random
 
 from gswarm.scheduler.bound import lower_bound
-from gswarm.scheduler.plan import Plan
+from gswarm.scheduler.plan import Plan, late_requests
 from gswarm.scheduler.problem import Problem, ProblemError
+from gswarm.scheduler.problem import replace as replaced
+from gswarm.scheduler.strategies import crowding
 from gswarm.scheduler.strategies.batching import MANY, Instance, Pass
 from gswarm.scheduler.strategies.policy import GREEDY, Policy, drawn, mutated
+from gswarm.scheduler.strategies.sleeping import SleepingPass
 
 NAME = "offline"
 ENOUGH = 1.02
 """A greedy plan this close to the bound is not tried to be bettered by another policy."""
 THRESHOLD = 0.004
 """Relative; how much worse a policy may be and still be gone on from, at the start. It falls to 0."""
+PRICE = 0.01
+"""What fewer late requests may cost, of the makespan."""
 RETURN_AFTER = 400
 """Refused policies in a row after which the search goes back to the best one or to another start."""
 DRAWN, STARTS = 48, 4
@@ -34,7 +40,25 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
 
     Searches for `seconds` of wall time, or for exactly `iterations` passes beyond the greedy ones. Both 0: greedy.
     """
-    instance = Instance(problem.offline())
+    problem = problem.offline()
+    if not problem.shared:
+        return _batched(problem, seconds, iterations, seed)
+    apart = None
+    if _is_apart(problem):  # to have a GPU alone is never wrong
+        apart = _batched(replaced(problem, shared=False), seconds / 2, iterations, seed)
+    return crowding.plan(problem, apart, seconds=seconds / 2, iterations=iterations, seed=seed)
+
+
+def _is_apart(problem: Problem) -> bool:
+    """Whether each GPU holds one model at the most at t = 0."""
+    there = {(p.model, tuple(sorted(p.gpus))) for p in problem.placements}
+    there |= {(int(problem.model[r.task]), tuple(sorted(r.gpus))) for r in problem.running}
+    gpus = [gpu for _, chosen in there for gpu in chosen]
+    return len(set(gpus)) == len(gpus)
+
+
+def _batched(problem: Problem, seconds: float, iterations: int, seed: int) -> Plan:
+    instance = Instance(problem)
     if seconds or iterations:
         policies: tuple[Policy, ...] = (search(instance, seconds=seconds, iterations=iterations, seed=seed),)
     else:
@@ -43,18 +67,37 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
     for policy in policies:
         if makespan <= ENOUGH * instance.target:
             break
-        made = Pass(instance, policy, keep=True)
+        made = _pass(instance, policy, keep=True)
         if (ends := made.run(makespan)) < makespan:
             best, makespan = made, ends
     if best is None:
         raise ProblemError("no order of loads lets every task run")
-    return best.plan()
+    plan = best.plan()
+    return plan if problem.deadline is None else _in_time(problem, plan, policies, makespan)
+
+
+def _in_time(problem: Problem, plan: Plan, policies: Sequence[Policy], makespan: float) -> Plan:
+    """The plan of fewest late requests, by these policies with tasks in order of deadline, or the one that there is."""
+    instance = Instance(problem, by_deadline=True)
+    late = late_requests(problem, plan) or 0
+    for policy in policies:
+        made = _pass(instance, policy, keep=True)
+        if late and made.run() <= makespan * (1 + PRICE):
+            other = made.plan()
+            if (later := late_requests(problem, other) or 0) < late:
+                plan, late = other, later
+    return plan
+
+
+def _pass(instance: Instance, policy: Policy, *, keep: bool = False) -> Pass:
+    kind = SleepingPass if instance.problem.host_memory_gb else Pass
+    return kind(instance, policy, keep=keep)
 
 
 def search(instance: Instance, *, seconds: float, iterations: int, seed: int) -> Policy:
     """The best policy found."""
     began = time.monotonic()
-    tried = sorted(((Pass(instance, p).run(), n, p) for n, p in enumerate(GREEDY)), key=lambda t: t[:2])
+    tried = sorted(((_pass(instance, p).run(), n, p) for n, p in enumerate(GREEDY)), key=lambda t: t[:2])
     passes = 0
 
     def progress() -> float:
@@ -68,7 +111,7 @@ def search(instance: Instance, *, seconds: float, iterations: int, seed: int) ->
         if progress() >= 0.2:
             break
         start = drawn(random)
-        tried.append((Pass(instance, start).run(), n, start))
+        tried.append((_pass(instance, start).run(), n, start))
         passes += 1
     tried.sort(key=lambda t: t[:2])
     bound = lower_bound(instance.problem).value
@@ -79,7 +122,7 @@ def search(instance: Instance, *, seconds: float, iterations: int, seed: int) ->
     while (part := progress()) < 1 and best > bound:
         allowed = at * (1 + THRESHOLD * (1 - part))
         changed = mutated(now, random, len(instance.width), best)
-        makespan = Pass(instance, changed).run(allowed + 1e-9)
+        makespan = _pass(instance, changed).run(allowed + 1e-9)
         passes += 1
         if makespan <= allowed:
             at, now, refused = makespan, changed, 0

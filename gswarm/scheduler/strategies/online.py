@@ -4,8 +4,8 @@ It decides on arrival and completion only. The rules, with weights that are rati
 what it costs to switch to a model (load and unload, seconds); a model's *clearing time* is the seconds of work of its
 ready tasks over its servers.
 
-1. *Drain.* A server starts tasks of its model while there are any: oldest request first, which is what the slowest
-   responses ask for. A task that waits for no other counts as `wait_weight` S older, so that requests begin early.
+1. *Drain.* A server starts tasks of its model while there are any: those first that can still meet a deadline, the
+   earliest one first; then oldest request first, which is what the slowest responses ask for. A task that waits for no other counts as `wait_weight` S older, so that requests begin early.
 2. *Load where it costs nothing.* Idle GPUs go to a model with ready tasks and no server; then to one whose clearing
    time is above `switch_weight` S; then, within its share of the GPUs, to one whose clearing time is above
    `demand_weight` S. The share is that of its demand in all GPU-seconds asked so far, old ones counting less (the mix
@@ -37,6 +37,7 @@ from gswarm.scheduler.strategy import (
     DeviceGone,
     DeviceIs,
     Event,
+    HostIs,
     Instruction,
     Job,
     LoadRefused,
@@ -46,7 +47,6 @@ from gswarm.scheduler.strategy import (
     ServerIs,
     Start,
     Started,
-    Unload,
     Withdrawn,
 )
 
@@ -55,8 +55,11 @@ NEAR = 0.5
 """Switch times within which GPUs must fall free to be claimed."""
 MEMORY_TASKS = 4096
 """After so many arrivals the demand seen before counts half."""
+AHEAD_S = 1e9
+"""How much older than it is a task with a deadline counts: they go first, by deadline."""
 LOOKED_AT = 8
 """Tasks looked at for one that was known when the load began."""
+FOREVER = float("inf")
 READY, RUNNING, BLOCKED, GONE = State.READY, State.RUNNING, State.BLOCKED, State.GONE
 
 
@@ -164,7 +167,7 @@ class Online:
                     line.push(known, self._order(known))
                 return
             self._forget(known)
-        task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s)
+        task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s, job.deadline)
         self._tasks[job.id] = task
         seconds = line.run_s if job.run_s is None else job.run_s
         line.demand += seconds * line.width
@@ -189,6 +192,8 @@ class Online:
             self._ready(task)
 
     def _order(self, task: Task) -> float:
+        if task.due < FOREVER:
+            return task.due - AHEAD_S
         return task.arrived - self.wait_weight * task.line.switch_s if task.is_root else task.arrived
 
     def _ready(self, task: Task) -> None:
@@ -294,8 +299,10 @@ class Online:
                         fleet.proceed(copy.move, now)
                     if copy.line.count:
                         self._touched[copy.line.name] = copy.line
-            case ServerGone(server_id, failed):
-                fleet.server_gone(server_id, failed, now)
+            case ServerGone(server_id, failed, asleep):
+                fleet.server_gone(server_id, failed, now, asleep)
+            case HostIs(memory):
+                fleet.host.room = memory
             case LoadRefused(model, device):
                 fleet.refused(model, device, now)
             case DeviceIs(device):
@@ -315,7 +322,7 @@ class Online:
     def _adopt(self, job: Job, server: str) -> None:
         if (known := self._tasks.get(job.id)) is not None:
             self._forget(known)
-        task = Task(job.id, self._fleet.line(job.model), job.rank, job.run_s, self._now, job.waited_s)
+        task = Task(job.id, self._fleet.line(job.model), job.rank, job.run_s, self._now, job.waited_s, job.deadline)
         self._tasks[job.id] = task
         task.state, task.server = RUNNING, server
         copy = self._fleet.copies.get(server)
@@ -436,6 +443,9 @@ class Online:
         entry = line.top()
         assert entry is not None
         task = entry[3]
+        if task.due < FOREVER:
+            entry = self._in_time(line)
+            task = entry[3]
         if not copy.served and task.arrived > copy.began:
             # A switch is charged to the first task it serves and may not begin before that is known: take one that was.
             aside: list[tuple[int, float, int, Task]] = []
@@ -447,6 +457,18 @@ class Online:
             for put_back in aside:
                 heapq.heappush(line.heap, put_back)
         return task
+
+    def _in_time(self, line: Line) -> tuple[int, float, int, Task]:
+        """The next that can meet its deadline or has none; one that cannot any more is like those that have none."""
+        while True:
+            entry = line.top()
+            assert entry is not None
+            task = entry[3]
+            if self._now + (line.run_s if task.run_s is None else task.run_s) <= task.due:
+                return entry
+            heapq.heappop(line.heap)
+            task.due = FOREVER
+            line.push(task, self._order(task))
 
     def _why(self, task: Task, copy: Copy) -> str:
         waited = self._now - task.since
@@ -538,8 +560,7 @@ class Online:
                 s = copy.server
                 can_go = s.ours and s.ready and not copy.running and not copy.line.count and s.id in copy.line.copies
                 if can_go and fleet.takes(line, place) and fleet.has_room(line, place, without=copy):
-                    fleet._leave(copy)
-                    fleet.out.append(Unload(s.id, f"makes room for {line.name}" if self.reasons else ""))
+                    fleet.send_away(copy, f"makes room for {line.name}" if self.reasons else "")
                     return False
         return False
 
