@@ -93,6 +93,28 @@ def test_a_model_is_loaded_before_it_can_be_woken() -> None:
     assert lower_bound(problem).value == pytest.approx(31.0)
 
 
+def test_two_of_three_models_on_one_gpu_cannot_be_had_for_half_of_all_work() -> None:
+    requests = [Request(f"r{n}", 0.0, (Node("n", n),), [10.0]) for n in range(3)]
+    problem = build([Model(f"m{n}", 1, 0.0, 10.0) for n in range(3)], 2, requests)
+    assert lower_bound(problem).value == pytest.approx(40.0)  # 3 loads and 3 tasks of 10 s, over 2: 30
+    assert makespan(optimum(problem)) == pytest.approx(40.0)
+
+
+def test_what_is_needed_before_and_after_a_model_that_takes_all_gpus_is_loaded_twice() -> None:
+    chain = (Node("a", 0), Node("b", 1, (0,)), Node("c", 0, (1,)))
+    models = [Model("m", 1, 16.0, 10.0), Model("w", 2, 16.0, 100.0)]
+    problem = build(models, 2, [Request("r", 0.0, chain, [1.0, 1.0, 1.0])])
+    # m: 10 + 1, unload 1, w: 100 + 1, unload 1, m: 10 + 1.
+    assert makespan(optimum(problem)) == pytest.approx(125.0)
+    assert 124.0 <= lower_bound(problem).value <= 125.0
+
+
+def test_four_of_ten_gpus_fit_twice() -> None:
+    requests = [Request(f"r{n}", 0.0, (Node("n", 0),), [10.0]) for n in range(6)]
+    problem = build([Model("m", 4, 0.0, 0.0)], 10, requests)
+    assert lower_bound(problem).value == pytest.approx(30.0)  # 60 x 4 GPU-seconds over 10: 24
+
+
 def test_arrivals_count_online_only() -> None:
     requests = [Request("r0", 0.0, (Node("n", 0),), [1.0]), Request("r1", 100.0, (Node("n", 0),), [1.0])]
     problem = build([Model("m", 1, 16.0, 4.0)], 1, requests)

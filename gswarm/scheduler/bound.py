@@ -27,8 +27,14 @@ argument, unloads aside, holds with f(k) for k.
 
 *Slots.* A loaded slot keeps its GPU for its load and its shortest task, so at most j of those for which this takes more
 than (T - q) / (j + 1) fit one GPU between 0 and T - q. T is too small where there are more than j N of them.
- As T grows the need falls and the room grows, so the least T
-that is not too small is found by bisection. Thresholds r and q are tried over the quantiles of heads and tails; every
+
+*Alone or shared.* A GPU that has only one of these placements takes all of T - q from the N (T - q) GPU-seconds, and does
+at most s_m of m's work. A placement that is not alone leaves time for another one's load and shortest task and for an
+unload: it does at most that much less. Each model has as many of the one and of the other kind as take the least.
+
+*Phases.* A model that runs beside no other is placed once, which splits the plan in two (`phases.py`), or twice at least.
+
+As T grows the need falls and the room grows, so the least T that is not too small is found by bisection. Thresholds r and q are tried over the quantiles of heads and tails; every
 pair is a bound of its own, and so is their maximum.
 
 Energetic reasoning: Baptiste, Le Pape, Nuijten, "Satisfiability tests and time-bound adjustments for cumulative
@@ -45,13 +51,14 @@ it is not there at t = 0, and woken otherwise, and a GPU is rid of it by unload 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gswarm.scheduler import critical
 from gswarm.scheduler.demand import Demand, demand
+from gswarm.scheduler.phases import Phase, phases
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Model, Problem
 
 Bools = NDArray[np.bool_]
@@ -97,6 +104,8 @@ class _Family:
     """Placements that are there at t = 0."""
     busy: Floats
     """Per GPU: until when it can take nothing."""
+    phases: tuple[Phase, ...] = ()
+    """Of models that run beside no other; only where all tasks are meant."""
 
 
 def lower_bound(problem: Problem, *, online: bool = False) -> Bound:
@@ -109,6 +118,8 @@ def lower_bound(problem: Problem, *, online: bool = False) -> Bound:
     seconds, head, tail, waiting = _paths(problem, order)
     asked = demand(len(problem.models), problem.model[waiting], seconds[waiting], head[waiting], tail[waiting])
     whole = _family(problem, seconds, head, tail, waiting)
+    if not (problem.shared or problem.placements or problem.running):
+        whole = replace(whole, phases=tuple(phases(problem, seconds, order)))
     path = float((head + seconds + tail).max())
     energy = within = _least(problem, whole, asked, 0.0, 0.0, 0.0, PRECISION)
     best = max(path, energy)
@@ -235,6 +246,30 @@ def _too_small(problem: Problem, f: _Family, asked: Demand | None, t: float, r: 
         if placements is None:
             return True
         count = np.maximum(count, placements[f.model])
+    room = float((t - q - np.clip(f.busy, r, t - q)).sum())
+    if _energy(problem, f, count, r) > room:
+        return True
+    loads = np.maximum(count - f.held, 0.0)
+    slots = loads * f.slots
+    gpus, loading = len(problem.gpus), loads * f.load if r == 0.0 else 0.0
+    if any(float(((f.work + loading) * weights).sum()) > gpus * (t - q - r) for weights in f.weights):
+        return True
+    if r > 0.0 or problem.shared:
+        return False
+    kept = f.load + f.shortest
+    if any(slots[kept * (j + 1) > t - q].sum() > j * gpus for j in range(1, SHARERS + 1)):
+        return True
+    if not f.held.any() and _alone_or_shared(f, count, gpus, t, q) > gpus * (t - q):
+        return True
+    for phase in f.phases:
+        twice = np.where(f.model == phase.model, np.maximum(count, 2.0), count)
+        if _energy(problem, f, twice, r) > room and not phase.fits(t, gpus):
+            return True
+    return False
+
+
+def _energy(problem: Problem, f: _Family, count: Floats, r: float) -> float:
+    """GPU-seconds that so many placements of each model take after `r` at least."""
     loads = np.maximum(count - f.held, 0.0)
     need = float((f.work * f.slots).sum())
     slots = loads * f.slots
@@ -246,17 +281,7 @@ def _too_small(problem: Problem, f: _Family, asked: Demand | None, t: float, r: 
             need += _least_sum(slots, f.unload, spare)
     elif spare > 0:
         need += _least_sum(slots, f.load, spare)
-    if need > (t - q - np.clip(f.busy, r, t - q)).sum():
-        return True
-    gpus, loading = len(problem.gpus), loads * f.load if r == 0.0 else 0.0
-    if any(float(((f.work + loading) * weights).sum()) > gpus * (t - q - r) for weights in f.weights):
-        return True
-    if r > 0.0 or problem.shared:
-        return False
-    kept = f.load + f.shortest
-    if any(slots[kept * (j + 1) > t - q].sum() > j * gpus for j in range(1, SHARERS + 1)):
-        return True
-    return not f.held.any() and _alone_or_shared(f, count, gpus, t, q) > gpus * (t - q)
+    return need
 
 
 def _alone_or_shared(f: _Family, count: Floats, gpus: int, t: float, q: float) -> float:

@@ -50,10 +50,10 @@ class Policy:
 
 
 GREEDY = (
-    Policy(shortfall=0.1, spread=1.0, patience=0.0, reload=0.0, wide=1.0, headroom=1.1),
-    Policy(shortfall=0.8, spread=100.0, idle=0.9, future=1.0, hold=0.3, wide=0.5, stretch=1.05, headroom=1.1),
-    Policy(shortfall=0.1, idle=0.0, future=0.0, patience=0.1, stretch=1.1, headroom=1.1),
-    Policy(0.25, slack=0.8, spread=1.0, idle=0.8, future=0.6, patience=2.0, reload=2.0, stretch=1.05, headroom=1.1),
+    Policy(shortfall=1.2, slack=0.0, spread=1.0, future=1.0, stretch=1.2, headroom=1.15),
+    Policy(shortfall=1.2, spread=100.0, idle=0.9, future=1.0, hold=3.0, wide=0.5, stretch=1.05, headroom=1.0),
+    Policy(shortfall=0.0, idle=0.5, future=0.0, patience=0.1, reload=2.0, stretch=1.1, headroom=1.1),
+    Policy(shortfall=0.25, slack=0.8, spread=1.0, idle=0.8, future=0.6, patience=2.0, reload=1.0, headroom=1.15),
 )
 """What `seconds=0` tries, chosen together for what they reach together; the first two are the best on large problems."""
 
