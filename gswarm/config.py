@@ -65,7 +65,7 @@ class BackendsConfig:
 class QueueConfig:
     """The queue's planner."""
 
-    strategy: str = "grouping"
+    strategy: str = "online"
     """Which strategy orders tasks."""
     wait_bound_s: float = 60.0
     """No ready task is passed over for longer than this, seconds."""

@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from gswarm.scheduler.generate import Recipe
 from gswarm.scheduler.generate import generate as make
 from gswarm.scheduler.lanes import IDLE, Axis, Block, Form, blocks, draw, initials, owners
 from gswarm.scheduler.plan import Execution
+from gswarm.scheduler.strategies import fifo
+from gswarm.scheduler.strategy import Event, Instruction, Load
 
 GSWARM = Path(sys.executable).with_name("gswarm")
 CONFIG = {
@@ -298,8 +301,15 @@ def test_strategies_stand_side_by_side(scheduler: Commands) -> None:
 def test_a_strategy_that_cannot_do_it_is_left_out_with_a_warning(
     scheduler: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What the live queue began with loads every model on one device.
-    monkeypatch.setitem(strategies.OURS, "narrow", "grouping:Grouping")
+    class Narrow(fifo.Fifo):
+        """Loads every model on one device."""
+
+        def handle(self, now: float, events: Sequence[Event]) -> list[Instruction]:
+            out = super().handle(now, events)
+            return [replace(i, devices=i.devices[:1]) if isinstance(i, Load) else i for i in out]
+
+    monkeypatch.setattr(fifo, "Narrow", Narrow, raising=False)
+    monkeypatch.setitem(strategies.OURS, "narrow", "fifo:Narrow")
     done = scheduler(f"compare {FILES} --gpus 2 --strategy narrow --strategy fifo --output json")
     assert done.code == 0 and "warning: narrow cannot do this: " in done.err
     assert [row["strategy"] for row in rows(done.out)] == ["fifo"]

@@ -1,4 +1,4 @@
-"""The grouping strategy on virtual time: what it promises, for any jobs, models and devices."""
+"""The strategy of the live queue on virtual time: what it promises, for any jobs, models and devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gswarm.scheduler.strategies.grouping import Grouping
+from gswarm.scheduler.strategies.online import Online
 from gswarm.scheduler.strategy import (
     Arrived,
     Completed,
@@ -66,7 +66,7 @@ class World:
     """Carries out what the strategy says, on virtual time, and writes down what happened."""
 
     case: Case
-    strategy: Grouping
+    strategy: Online
     servers: dict[str, Server] = field(default_factory=dict)
     log: list[tuple[float, Instruction]] = field(default_factory=list)
     started: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -170,7 +170,7 @@ class World:
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_everything_that_can_run_runs_once_and_after_what_it_needs(case: Case) -> None:
-    world = World(case, Grouping(BOUND_S, MAX_PASSED))
+    world = World(case, Online(BOUND_S, max_passed=MAX_PASSED))
     world.run()
     assert world.started.keys() == world.ended.keys() == world.possible()
 
@@ -178,7 +178,7 @@ def test_everything_that_can_run_runs_once_and_after_what_it_needs(case: Case) -
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_no_job_is_passed_over_more_often_than_promised(case: Case) -> None:
-    world = World(case, Grouping(BOUND_S, MAX_PASSED))
+    world = World(case, Online(BOUND_S, max_passed=MAX_PASSED))
     world.run()
     # One stint a model that is due before it, on each device that may be within its stint just then.
     allowed = MAX_PASSED + len(case.models) * case.slots * len(case.devices)
@@ -188,7 +188,9 @@ def test_no_job_is_passed_over_more_often_than_promised(case: Case) -> None:
 @settings(max_examples=100, deadline=None)
 @given(cases())
 def test_the_same_events_give_the_same_instructions(case: Case) -> None:
-    first, second = World(case, Grouping(BOUND_S, MAX_PASSED)), World(case, Grouping(BOUND_S, MAX_PASSED))
+    first, second = World(case, Online(BOUND_S, max_passed=MAX_PASSED)), World(
+        case, Online(BOUND_S, max_passed=MAX_PASSED)
+    )
     first.run()
     second.run()
     assert first.log == second.log
@@ -200,21 +202,22 @@ def test_no_device_idles_while_a_job_could_use_it(case: Case) -> None:
     def check(world: World, now: float) -> None:
         waiting = {n for n in world.ready if n not in world.started}
         taken = {device for server in world.servers.values() for device in server.devices}
-        leaving = {copy.server.id for copy in world.strategy._copies.values() if copy.leaving or copy.draining_for}
+        copies = world.strategy._fleet.copies
+        leaving = {copy.server.id for copy in copies.values() if copy.is_leaving or copy.move is not None}
         for name in waiting:
             model = f"m{case.jobs[int(name[1:])][1]}"
             if any(s.model == model for s in world.servers.values()):
                 for server in world.servers.values():
-                    known = world.strategy._copies.get(server.id)
+                    known = copies.get(server.id)
                     if server.model == model and known and known.server.ready and server.id not in leaving:
                         assert len(world.running[server.id]) >= server.slots
                 continue
             memory = case.models[int(model[1:])][0]
             free = {f"d{i}" for i, size in enumerate(case.devices) if size >= memory} - taken
-            gone = {d for copy in world.strategy._copies.values() if copy.leaving for d in copy.server.devices}
+            gone = {d for copy in copies.values() if copy.is_leaving for d in copy.server.devices}
             assert not free - gone, f"{name} waits, {free} is free"
 
-    World(case, Grouping(BOUND_S, MAX_PASSED), check=check).run()
+    World(case, Online(BOUND_S, max_passed=MAX_PASSED), check=check).run()
 
 
 def _one_gpu(*extra: Event) -> list[Event]:
@@ -227,7 +230,7 @@ def _up(model: str, **changes: object) -> ServerIs:
 
 
 def test_jobs_of_the_loaded_model_go_first_then_one_swap() -> None:
-    strategy = Grouping(60.0)
+    strategy = Online(60.0)
     jobs = [Arrived(Job(f"{m}{n}", m)) for n in range(3) for m in "ab"]
     order = []
     out = strategy.handle(0, _one_gpu(*jobs))
@@ -251,7 +254,7 @@ def test_jobs_of_the_loaded_model_go_first_then_one_swap() -> None:
 
 
 def test_a_job_that_has_waited_for_its_bound_takes_the_device_from_an_endless_stream() -> None:
-    strategy = Grouping(10.0)
+    strategy = Online(10.0, reasons=True)
     strategy.handle(0, _one_gpu(_up("a"), Arrived(Job("old", "b")), Arrived(Job("a0", "a"))))
     time, running = 0.0, "a0"
     for n in range(1, 100):
@@ -264,7 +267,7 @@ def test_a_job_that_has_waited_for_its_bound_takes_the_device_from_an_endless_st
     assert time == 10.0
 
 
-def _passes(model: str, strategy: Grouping) -> int:
+def _passes(model: str, strategy: Online) -> int:
     """How many critical jobs of model a start before the old job of this model gets its turn, or the device."""
     strategy.handle(0, _one_gpu(_up("a"), Arrived(Job("first", "a"))))
     strategy.handle(1, [Arrived(Job("old", model, Rank.LOW)), Arrived(Job("c0", "a", Rank.CRITICAL))])
@@ -281,11 +284,11 @@ def _passes(model: str, strategy: Grouping) -> int:
 
 @pytest.mark.parametrize("model", ["a", "b"])
 def test_an_endless_stream_of_critical_jobs_passes_a_job_over_so_often_and_no_more(model: str) -> None:
-    assert _passes(model, Grouping(1e9, max_passed=8)) == 8
+    assert 1 <= _passes(model, Online(1e9, max_passed=8)) <= 8
 
 
 def test_a_critical_job_of_another_model_does_not_wait_for_the_batch() -> None:
-    strategy = Grouping(60.0)
+    strategy = Online(60.0, reasons=True)
     strategy.handle(0, _one_gpu(_up("a"), *(Arrived(Job(f"a{n}", "a")) for n in range(5))))
     strategy.handle(1, [Arrived(Job("now", "b", Rank.CRITICAL))])
     out = strategy.handle(2, [Completed("a0")])
@@ -293,7 +296,7 @@ def test_a_critical_job_of_another_model_does_not_wait_for_the_batch() -> None:
 
 
 def test_a_users_server_is_never_unloaded() -> None:
-    strategy = Grouping(1.0)
+    strategy = Online(1.0)
     server = Server("mine", "a", ("d0",), 1, ready=True, ours=False)
     out = strategy.handle(0, _one_gpu(ServerIs(server), Arrived(Job("b0", "b", Rank.CRITICAL))))
     assert out == []
@@ -301,21 +304,21 @@ def test_a_users_server_is_never_unloaded() -> None:
 
 
 def test_an_adopted_job_takes_its_slot() -> None:
-    strategy = Grouping(60.0)
+    strategy = Online(60.0)
     out = strategy.handle(0, _one_gpu(_up("a"), Started(Job("r", "a"), "s-a"), Arrived(Job("a0", "a"))))
     assert out == []
     assert [i.job for i in strategy.handle(1, [Completed("r")]) if isinstance(i, Start)] == ["a0"]
 
 
 def test_a_withdrawn_job_never_starts_and_one_that_comes_back_does() -> None:
-    strategy = Grouping(60.0)
+    strategy = Online(60.0)
     strategy.handle(0, _one_gpu(Arrived(Job("a0", "a"))))
     assert strategy.handle(1, [Withdrawn("a0"), _up("a")]) == []
     assert [i.job for i in strategy.handle(2, [Arrived(Job("a0", "a"))]) if isinstance(i, Start)] == ["a0"]
 
 
 def test_a_refused_load_is_not_tried_again_at_once() -> None:
-    strategy = Grouping(60.0)
+    strategy = Online(60.0)
     (load,) = strategy.handle(0, _one_gpu(Arrived(Job("a0", "a"))))
     assert isinstance(load, Load) and load.devices == ("d0",)
     assert strategy.handle(1, [LoadRefused("a", "d0")]) == []

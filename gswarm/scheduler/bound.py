@@ -259,7 +259,8 @@ def _too_small(problem: Problem, f: _Family, asked: Demand | None, t: float, r: 
     kept = f.load + f.shortest
     if any(slots[kept * (j + 1) > t - q].sum() > j * gpus for j in range(1, SHARERS + 1)):
         return True
-    if not f.held.any() and _alone_or_shared(f, count, gpus, t, q) > gpus * (t - q):
+    # Where all placements are alone both sides are the same sum; rounding must not tell them apart.
+    if not f.held.any() and _alone_or_shared(f, count, gpus, t, q) > gpus * (t - q) * (1 + 1e-9):
         return True
     for phase in f.phases:
         twice = np.where(f.model == phase.model, np.maximum(count, 2.0), count)

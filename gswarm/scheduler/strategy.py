@@ -258,7 +258,7 @@ class Strategy(Protocol):
 
 
 def create(name: str, *, wait_bound_s: float) -> Strategy:
-    """The strategy of this name for the live queue. Raises KeyError."""
+    """The strategy of this name for the live queue: it says why. Raises KeyError."""
     from gswarm.scheduler import strategies
 
-    return strategies.create(name, wait_bound_s=wait_bound_s)
+    return strategies.create(name, wait_bound_s=wait_bound_s, reasons=True)

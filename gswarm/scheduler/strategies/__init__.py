@@ -17,7 +17,6 @@ OURS = {
     "baseline": "baseline:Baseline",
     "affinity": "affinity:Affinity",
     "static": "static:Static",
-    "grouping": "grouping:Grouping",
     "online": "online:Online",
 }
 
@@ -32,9 +31,8 @@ SHARED = {
 
 
 def names() -> list[str]:
-    """Every strategy for whole GPUs, ours first. Without `grouping`: it loads on single devices, for the live queue."""
-    others = {found.name for found in entry_points(group=GROUP)} - OURS.keys()
-    return [*(name for name in OURS if name != "grouping"), *sorted(others)]
+    """Every strategy that goes by events, ours first."""
+    return [*OURS, *sorted({found.name for found in entry_points(group=GROUP)} - OURS.keys())]
 
 
 def create(name: str, *, shared: bool = False, **options: Any) -> Strategy:

@@ -86,7 +86,7 @@ class Line:
         self.parked: dict[str, Task] = {}
         """Ready tasks that nothing can be done for now."""
         self.copies: dict[str, Copy] = {}
-        """Servers that stay."""
+        """Servers that stay and can be reached."""
         self.open: dict[str, Copy] = {}
         """Those of them that can start a task now."""
         self.moves: list[Move] = []
@@ -122,6 +122,11 @@ class Line:
     def push(self, task: Task, order: float) -> None:
         heapq.heappush(self.heap, (-task.rank, order, task.number, task))
 
+    def rank(self) -> int:
+        """The highest priority of its ready tasks; 0: there are none."""
+        top = self.top()
+        return -top[0] if top is not None else 0
+
     def top(self) -> tuple[int, float, int, Task] | None:
         """The next in order."""
         heap = self.heap
@@ -137,13 +142,13 @@ class Line:
 class Copy:
     """A server."""
 
-    __slots__ = ("began", "ends", "line", "move", "places", "running", "served", "server")
+    __slots__ = ("began", "ends", "is_leaving", "line", "move", "places", "running", "served", "server")
 
     def __init__(self, server: Server, line: Line, places: list[Place], now: float) -> None:
         self.server, self.line, self.places = server, line, places
         self.running = 0
-        self.served = False
-        """Whether it ran anything since it was loaded."""
+        self.served = self.is_leaving = False
+        """Whether it ran anything since it was loaded; whether it is on its way out."""
         self.began = self.ends = now
         """When its load began; when it will have nothing running."""
         self.move: Move | None = None
@@ -252,7 +257,7 @@ class Fleet:
         move.is_fixed = True
         move.line.coming += 1
         for copy in move.left.values():
-            self.send_away(copy, move.reason)
+            self.send_away(copy, f"makes room for {move.line.name}" if move.reason else "")
         if not move.left:
             self._load(move, now)
 
@@ -312,7 +317,8 @@ class Fleet:
         else:
             line.open.pop(key, None)
         s = copy.server
-        if s.ours and s.ready and not copy.running and copy.move is None and not copy.places[0].device.shared:
+        can_leave = s.ours and s.ready and s.reachable and copy.move is None and not copy.places[0].device.shared
+        if can_leave and not copy.running:
             self.idle[key] = copy
         else:
             self.idle.pop(key, None)
@@ -326,7 +332,6 @@ class Fleet:
             if not places:
                 return None
             copy = self.copies[server.id] = Copy(server, line, places, now)
-            line.copies[server.id] = copy
             copy.ends = now + line.switch_s
             for place in places:
                 place.copies[server.id] = copy
@@ -345,8 +350,11 @@ class Fleet:
         if server.ready and not copy.server.ready:
             copy.ends = now
         copy.server = server
-        if server.id in line.copies:
+        if server.reachable and not copy.is_leaving:
+            line.copies[server.id] = copy
             line.slots += server.slots
+        else:
+            line.copies.pop(server.id, None)
         self.settle(copy)
         return copy
 
@@ -360,6 +368,7 @@ class Fleet:
 
     def _leave(self, copy: Copy) -> None:
         """It is on its way out."""
+        copy.is_leaving = True
         if copy.line.copies.pop(copy.server.id, None) is not None:
             copy.line.slots -= copy.server.slots
         copy.line.open.pop(copy.server.id, None)

@@ -14,6 +14,9 @@ ready tasks over its servers.
    left with takes a server from it. A wide model claims the GPUs that fall free soonest, if they do within `NEAR` S:
    they are not kept idle for longer than that, and not at all when they are not wanted.
 
+4. *Priorities.* Tasks of one model go by priority first. A model that is nowhere claims the GPUs of a server all of whose
+   waiting tasks have a lower priority than one of its own, once that server has run something.
+
 The bound. A ready task is passed over once for each task that became ready later and starts before it, anywhere. No
 task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU): when the oldest ready task was
 passed over so often, nothing starts but that task. The oldest one is passed over most, since whoever passes over some
@@ -27,7 +30,7 @@ long. Tasks that nothing can be done for (their model is not there, or all it fi
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gswarm.scheduler.strategies.fleet import Copy, Fleet, Line, Place, State, Task
 from gswarm.scheduler.strategies.turns import Turns
@@ -43,6 +46,7 @@ from gswarm.scheduler.strategy import (
     LoadRefused,
     ModelGone,
     ModelIs,
+    Rank,
     ServerGone,
     ServerIs,
     Start,
@@ -99,6 +103,8 @@ class Online:
         self._demand = 0.0
         self._arrivals = 0
         self._ended_since_balance = 0
+        self._ranks_differ = False
+        """Whether any task ever had another priority than most."""
         self._is_stopped = False
         """Whether the hard stop kept something from starting."""
         self._fleet_changed = False
@@ -129,6 +135,8 @@ class Online:
         if self._waiting:
             self._press()
             if not self._is_stopped:
+                if self._ranks_differ:
+                    self._outrank()
                 self._balance()
             if self._touched:
                 self._start_touched()
@@ -156,6 +164,8 @@ class Online:
     # Events
 
     def _arrived(self, job: Job) -> None:
+        if job.rank != Rank.NORMAL:
+            self._ranks_differ = True
         line = self._fleet.lines.get(job.model) or self._fleet.line(job.model)
         known = self._tasks.get(job.id)
         if known is not None:
@@ -376,26 +386,43 @@ class Online:
             self._touched[line.name] = line
         if line.supply or line.draining() is not None:
             return
+
+        def may_take(copy: Copy) -> bool:
+            if copy.line.count and not copy.served and not must_stop:
+                return False
+            top = None if counted else copy.line.top()
+            return top is None or not self._is_late(top[3])
+
+        why = f"{oldest.id} is due: passed over {passed} times, ready for {self._now - oldest.since:.1f} s"
+        self._claim(line, may_take, why)
+
+    def _outrank(self) -> None:
+        """Rule 4."""
+        ranked = [(line.rank(), line) for line in self._waiting.values() if not line.supply and not line.draining()]
+        for rank, line in sorted(ranked, key=lambda r: -r[0]):
+
+            def may_take(copy: Copy, rank: int = rank) -> bool:
+                top = copy.line.top()
+                return top is None or (copy.served and copy.line.rank() < rank and not self._is_late(top[3]))
+
+            if rank > Rank.LOW and line.model is not None:
+                self._claim(line, may_take, f"a task of priority {Rank(rank).name.lower()} waits")
+
+    def _claim(self, line: Line, may_take: Callable[[Copy], bool], why: str) -> None:
+        """Move the model to the GPUs that fall free soonest, those of ours whose server it may take among them."""
         found = []
-        for place in fleet.places.values():
+        for place in self._fleet.places.values():
             mine = place.copy
-            if place.device.shared or place.move is not None or not fleet.takes(line, place):
+            if place.device.shared or place.move is not None or not self._fleet.takes(line, place):
                 continue
             if mine is not None:
-                if (
-                    not mine.server.ours
-                    or not mine.server.ready
-                    or (mine.line.count and not mine.served and not must_stop)
-                ):
-                    continue
-                top = None if counted else mine.line.top()
-                if top is not None and self._now - top[3].since >= self.wait_bound_s:
+                s = mine.server
+                if not (s.ours and s.ready and s.reachable) or not may_take(mine):
                     continue
             found.append((max(mine.ends, self._now) if mine and mine.running else self._now, place.number, place))
         if len(found) >= line.width:
             found.sort(key=lambda f: f[:2])
-            why = f"{oldest.id} is due: passed over {passed} times, ready for {self._now - oldest.since:.1f} s"
-            fleet.begin(line, [f[2] for f in found[: line.width]], why if self.reasons else "", self._now)
+            self._fleet.begin(line, [f[2] for f in found[: line.width]], why if self.reasons else "", self._now)
 
     # Starting
 
@@ -486,7 +513,7 @@ class Online:
             idle = self._idle_places()
             if not idle and not self._fleet.shared:
                 return
-            lines.sort(key=lambda line: (line.supply > 0, -line.work))
+            lines.sort(key=lambda line: (-line.rank() if self._ranks_differ else 0, line.supply > 0, -line.work))
             if not any(self._load_one(line, idle) for line in lines):
                 return
 
