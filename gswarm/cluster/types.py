@@ -27,6 +27,7 @@ class Kind(Enum):
     PLAN = "plan"
     SESSION = "session"
     EVENT = "event"
+    ALERT = "alert"
 
 
 class Owner(Enum):

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from gswarm.v1 import alerts_pb2 as _alerts_pb2
 from gswarm.v1 import common_pb2 as _common_pb2
 from gswarm.v1 import data_pb2 as _data_pb2
 from gswarm.v1 import models_pb2 as _models_pb2
@@ -419,6 +420,7 @@ class Object(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
     kind: _common_pb2.Kind.ValueType
     key: _builtins.str
     revision: _builtins.int
@@ -448,6 +450,8 @@ class Object(_message.Message):
     def session(self) -> _profiler_pb2.Session: ...
     @_builtins.property
     def event(self) -> _common_pb2.Event: ...
+    @_builtins.property
+    def alert(self) -> _alerts_pb2.Alert: ...
     def __init__(
         self,
         *,
@@ -467,12 +471,13 @@ class Object(_message.Message):
         plan: _queue_pb2.Plan | None = ...,
         session: _profiler_pb2.Session | None = ...,
         event: _common_pb2.Event | None = ...,
+        alert: _alerts_pb2.Alert | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "chunk", b"chunk", "device", b"device", "event", b"event", "lane", b"lane", "model", b"model", "node", b"node", "placement", b"placement", "plan", b"plan", "service", b"service", "session", b"session", "task", b"task", "workflow", b"workflow"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "body", b"body", "chunk", b"chunk", "device", b"device", "event", b"event", "lane", b"lane", "model", b"model", "node", b"node", "placement", b"placement", "plan", b"plan", "service", b"service", "session", b"session", "task", b"task", "workflow", b"workflow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "chunk", b"chunk", "deleted", b"deleted", "device", b"device", "event", b"event", "key", b"key", "kind", b"kind", "lane", b"lane", "model", b"model", "node", b"node", "placement", b"placement", "plan", b"plan", "revision", b"revision", "service", b"service", "session", b"session", "task", b"task", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "body", b"body", "chunk", b"chunk", "deleted", b"deleted", "device", b"device", "event", b"event", "key", b"key", "kind", b"kind", "lane", b"lane", "model", b"model", "node", b"node", "placement", b"placement", "plan", b"plan", "revision", b"revision", "service", b"service", "session", b"session", "task", b"task", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["node", "device", "model", "placement", "service", "chunk", "workflow", "task", "lane", "plan", "session", "event"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["node", "device", "model", "placement", "service", "chunk", "workflow", "task", "lane", "plan", "session", "event", "alert"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
