@@ -138,7 +138,7 @@ def check_metrics(rules: Iterable[Rule], known: Mapping[str, bool]) -> None:
     Apart from parsing, for the metric table is nothing that every command should import.
     """
     for rule in rules:
-        if not rule.metric or rule is _BY_NAME.get(rule.name):
+        if not rule.metric or not rule.is_on:
             continue
         where = rule.origins.get("metric", "alerts")
         if rule.metric not in known:

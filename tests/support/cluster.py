@@ -69,9 +69,9 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def cluster(directory: Path) -> AsyncIterator[Cluster]:
+async def cluster(directory: Path, config: Config = Config(host=PORTS)) -> AsyncIterator[Cluster]:
     """A host on free ports with its state in `directory`, which must be GSWARM_STATE_DIR too."""
-    async with host(Config(host=PORTS), directory) as context:
+    async with host(config, directory) as context:
         endpoint = net.Endpoint("127.0.0.1", context.file.port, context.token)
         async with Swarm(endpoint) as swarm:
             yield Cluster(context, swarm)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gswarm.alert.types import Alert
 from gswarm.cluster.types import Device, Event, Node
 from gswarm.data.types import Chunk
 from gswarm.errors import UnreachableError
@@ -67,6 +68,7 @@ def capture(mirror: MirrorLike, *, host: str, now: datetime | None = None, repla
         plan=next(iter(mirror.rows(Plan).values()), None),
         sessions=dict(mirror.rows(Session)),
         events=dict(mirror.rows(Event)),
+        alerts=dict(mirror.rows(Alert)),
         samples=dict(mirror.samples),
         sampled_at=dict(mirror.sampled_at),
         reasons=mirror.reasons,

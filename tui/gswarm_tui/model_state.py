@@ -366,8 +366,11 @@ def _totals(snapshot: Snapshot, nodes: tuple[NodeView, ...], queue: int) -> Tota
         for s in snapshot.services.values()
         if s.tokens_per_s is not None and s.phase is ServicePhase.READY
     ]
-    alarms = [f"{d.alias} {d.trouble}" for d in every if d.trouble.startswith("lost")]
-    alarms += [f"{n.name} {n.state.word}" for n in nodes if n.state.tone is Tone.FAILED]
+    alarms = [alert.message for alert in snapshot.alerts.values()]
+    # Rules on states say it already, where there are any.
+    told = {alert.name for alert in snapshot.alerts.values() if not alert.metric}
+    alarms += [f"{d.alias} {d.trouble}" for d in every if d.trouble.startswith("lost") and d.alias not in told]
+    alarms += [f"{n.name} {n.state.word}" for n in nodes if n.state.tone is Tone.FAILED and n.name not in told]
     alarms += [f"{s.name} failed" for s in snapshot.services.values() if s.phase is ServicePhase.FAILED]
     return Totals(
         link=snapshot.link,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 
+from gswarm.alert.types import Alert
 from gswarm.cluster.types import Device, Event, Node
 from gswarm.data.types import Chunk
 from gswarm.model.types import Model, Placement, Service
@@ -63,6 +64,7 @@ class Snapshot:
     plan: Plan | None = None
     sessions: Mapping[str, Session] = field(default_factory=dict)
     events: Mapping[str, Event] = field(default_factory=dict)
+    alerts: Mapping[str, Alert] = field(default_factory=dict)
     samples: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Device id to metric to value; a metric that is NA is not there."""
     sampled_at: Mapping[str, float] = field(default_factory=dict)
