@@ -25,6 +25,7 @@ from gswarm.errors import InvalidError
 from gswarm.host.store import Store
 from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2
 from tests.support.cluster import PORTS, Cluster, cluster, seen
+from tests.support.killing import eventually
 
 WARM = Rule("warm", When.ABOVE, "temperature_c", limit=1, clear=0, severity=Severity.ERROR)
 COLD = Rule("warm", When.ABOVE, "temperature_c", limit=1000, clear=999)
@@ -237,9 +238,7 @@ async def test_a_command_gets_json_on_its_input_and_no_token(tmp_path: Path, mon
     command = (sys.executable, "-c", program, str(out))
     async with cluster(tmp_path, config(WARM, command=command)) as running, running.agent("n1", "1xH100"):
         await alerts(running, bool)
-        async with asyncio.timeout(30):
-            while not out.exists() or not out.read_text().endswith("False"):
-                await asyncio.sleep(0.05)
+        await eventually(lambda: asyncio.to_thread(out.read_text), lambda text: text.endswith("False"))
     assert json.loads(out.read_text().removesuffix("False"))["rule"] == "warm"
 
 
@@ -249,12 +248,10 @@ async def test_a_command_that_hangs_is_ended_with_all_it_started(tmp_path: Path)
     with pytest.raises(DeliveryError, match=r"did not end within 0\.5 s"):
         await Command(("sh", "-c", script), 0.5).send(b"{}")
     for pid in map(int, pids.read_text().split()):
-        async with asyncio.timeout(10):
-            while _runs(pid):
-                await asyncio.sleep(0.01)
+        await eventually(lambda: _runs(pid), lambda runs: not runs)  # noqa: B023
 
 
-def _runs(pid: int) -> bool:
+async def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -328,9 +325,7 @@ async def outbox(store: Store) -> list[str]:
 async def run(courier: Courier, until: Callable[[], bool], store: Store) -> None:
     """Run a courier until something is so and what it has done is in the store."""
     working = asyncio.create_task(courier.run())
-    async with asyncio.timeout(30):
-        while not until() or await outbox(store):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: outbox(store), lambda left: until() and not left)
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
 

@@ -82,9 +82,10 @@ def test_the_schema_takes_the_example_and_refuses_what_the_loader_refuses() -> N
     text = (root / "config.yaml.example").read_text()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(yaml.safe_load(text), schema)
-    told = "\n".join(line.removeprefix("# ") for line in text.partition("For example:\n")[2].splitlines()[:-1])
-    rule, *_ = rules = yaml.load(told.replace("#", ""), yaml.BaseLoader)
-    assert rule["metric"] == "temperature_c" and len(rules) == 2
-    for wrong in ({"hots": {}}, {"host": {"prot": 1}}, {"alerts": [{"name": "a", "abvoe": 1}]}):
+    told = text.partition("For example:\n")[2].replace("#", "")
+    rules = yaml.load(told.replace("alerts: []", ""), yaml.BaseLoader)
+    assert [rule["name"] for rule in rules] == ["hot", "node-stale"]
+    mistakes: tuple[object, ...] = ({"hots": {}}, {"host": {"prot": 1}}, {"alerts": [{"name": "a", "abvoe": 1}]})
+    for wrong in mistakes:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)

@@ -60,7 +60,9 @@ def headers(path: str) -> dict[str, str]:
         try:
             if file.stat().st_mode & 0o077:
                 raise InvalidError(
-                    f"{file} may be read by others", next=f"make it private: chmod 600 {file}", field="alerting.headers_file"
+                    f"{file} may be read by others",
+                    next=f"make it private: chmod 600 {file}",
+                    field="alerting.headers_file",
                 )
             text, where = file.read_text(), str(file)
         except (OSError, UnicodeDecodeError) as error:
