@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -112,6 +113,14 @@ class SampleHub:
         since = known.ring[-1][0] - seconds * 1e6
         recent = [wire for at, wire in known.ring if at >= since]
         return recent or [known.ring[-1][1]]
+
+    def at(self, node: str, time_us: int) -> bytes | None:
+        """The serialised tick that was the newest at a moment of the node's clock; None when none is held from then."""
+        known = self._nodes.get(node)
+        if known is None:
+            return None
+        place = bisect_right(known.ring, time_us, key=lambda held: held[0])
+        return known.ring[place - 1][1] if place else None
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with everything that comes; the returned function ends it."""

@@ -55,7 +55,7 @@ class Watcher:
     async def follow(self) -> AsyncIterator[bytes]:
         """Serialised WatchResponses until cancelled, or until the list is out with `list_only`."""
         if self.request.list_only:
-            for message in self._list():
+            for message in (*self._list(), *self._past()):
                 yield message
                 await asyncio.sleep(0)
             return
@@ -65,7 +65,7 @@ class Watcher:
         try:
             async for message in self._full_list():
                 yield message
-            for message in self._history():
+            for message in self._past() if self.request.samples.at_unix_us else self._history():
                 yield message
             while True:
                 try:
@@ -125,6 +125,15 @@ class Watcher:
             parts += [length_prefixed(7, tick) for tick in ticks]
             if parts:
                 yield b"".join(parts)
+
+    def _past(self) -> Iterator[bytes]:
+        """The samples of the moment that was asked for."""
+        if self._sample_nodes is None or not self.request.samples.at_unix_us:
+            return
+        for node in self.hub.nodes():
+            tick = self.hub.at(node, self.request.samples.at_unix_us)
+            if tick is not None and (not self._sample_nodes or node in self._sample_nodes):
+                yield b"".join((*(length_prefixed(6, s) for s in self.hub.schemas(node)), length_prefixed(7, tick)))
 
     def _on_batch(self, batch: Batch) -> None:
         self._revision = batch.revision

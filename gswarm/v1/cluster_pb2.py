@@ -31,21 +31,21 @@ from gswarm.v1 import profiler_pb2 as gswarm_dot_v1_dot_profiler__pb2
 from gswarm.v1 import queue_pb2 as gswarm_dot_v1_dot_queue__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gswarm/v1/cluster.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16gswarm/v1/alerts.proto\x1a\x16gswarm/v1/common.proto\x1a\x14gswarm/v1/data.proto\x1a\x16gswarm/v1/models.proto\x1a\x18gswarm/v1/profiler.proto\x1a\x15gswarm/v1/queue.proto\"\x99\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12#\n\x05phase\x18\x03 \x01(\x0e\x32\x14.gswarm.v1.NodePhase\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\t\x12\x11\n\tpeer_host\x18\x06 \x01(\t\x12\x11\n\tpeer_port\x18\x07 \x01(\r\x12\x11\n\tcpu_count\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12-\n\tjoined_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65tail\x18\x0c \x01(\t\x12\x10\n\x08\x62\x61\x63kends\x18\r \x03(\t\x12\x10\n\x08platform\x18\x0e \x01(\t\x12\x11\n\tsimulated\x18\x0f \x01(\x08\x12\x18\n\x10store_free_bytes\x18\x10 \x01(\x04\x12\x18\n\x10peer_certificate\x18\x11 \x01(\t\"\xb8\x02\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\r\x12#\n\x04kind\x18\x05 \x01(\x0e\x32\x15.gswarm.v1.DeviceKind\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x1b\n\x0epower_limit_mw\x18\x08 \x01(\rH\x00\x88\x01\x01\x12%\n\x05phase\x18\t \x01(\x0e\x32\x16.gswarm.v1.DevicePhase\x12\x0e\n\x06\x64\x65tail\x18\n \x01(\t\x12\x16\n\x0e\x64river_version\x18\x0b \x01(\t\x12.\n\nchanged_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_power_limit_mw\"\x8f\x01\n\x06\x46ilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12 \n\x02op\x18\x02 \x01(\x0e\x32\x14.gswarm.v1.Filter.Op\x12\r\n\x05value\x18\x03 \x01(\t\"E\n\x02Op\x12\x0e\n\nOP_UNKNOWN\x10\x00\x12\x0c\n\x08OP_EQUAL\x10\x01\x12\x10\n\x0cOP_NOT_EQUAL\x10\x02\x12\x0f\n\x0bOP_CONTAINS\x10\x03\"2\n\x0eSampleInterest\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x11\n\thistory_s\x18\x02 \x01(\x01\"\xbc\x01\n\x0cWatchRequest\x12\x1e\n\x05kinds\x18\x01 \x03(\x0e\x32\x0f.gswarm.v1.Kind\x12\"\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x11.gswarm.v1.Filter\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x0c\n\x04sort\x18\x04 \x01(\t\x12\x11\n\tlist_only\x18\x05 \x01(\x08\x12*\n\x07samples\x18\x06 \x01(\x0b\x32\x19.gswarm.v1.SampleInterest\x12\x0c\n\x04keys\x18\x07 \x03(\t\"\xb6\x04\n\x06Object\x12\x1d\n\x04kind\x18\x01 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\x12\x1f\n\x04node\x18\n \x01(\x0b\x32\x0f.gswarm.v1.NodeH\x00\x12#\n\x06\x64\x65vice\x18\x0b \x01(\x0b\x32\x11.gswarm.v1.DeviceH\x00\x12!\n\x05model\x18\x0c \x01(\x0b\x32\x10.gswarm.v1.ModelH\x00\x12)\n\tplacement\x18\r \x01(\x0b\x32\x14.gswarm.v1.PlacementH\x00\x12%\n\x07service\x18\x0e \x01(\x0b\x32\x12.gswarm.v1.ServiceH\x00\x12!\n\x05\x63hunk\x18\x0f \x01(\x0b\x32\x10.gswarm.v1.ChunkH\x00\x12\'\n\x08workflow\x18\x10 \x01(\x0b\x32\x13.gswarm.v1.WorkflowH\x00\x12\x1f\n\x04task\x18\x11 \x01(\x0b\x32\x0f.gswarm.v1.TaskH\x00\x12\x1f\n\x04lane\x18\x12 \x01(\x0b\x32\x0f.gswarm.v1.LaneH\x00\x12\x1f\n\x04plan\x18\x13 \x01(\x0b\x32\x0f.gswarm.v1.PlanH\x00\x12%\n\x07session\x18\x14 \x01(\x0b\x32\x12.gswarm.v1.SessionH\x00\x12!\n\x05\x65vent\x18\x15 \x01(\x0b\x32\x10.gswarm.v1.EventH\x00\x12!\n\x05\x61lert\x18\x16 \x01(\x0b\x32\x10.gswarm.v1.AlertH\x00\x42\x06\n\x04\x62ody\"7\n\x04Rest\x12\x1d\n\x04kind\x18\x01 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x10\n\x08left_out\x18\x02 \x01(\x04\"\xec\x01\n\rWatchResponse\x12\"\n\x07objects\x18\x01 \x03(\x0b\x32\x11.gswarm.v1.Object\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04list\x18\x03 \x01(\x08\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x04rest\x18\x05 \x03(\x0b\x32\x0f.gswarm.v1.Rest\x12(\n\x07schemas\x18\x06 \x03(\x0b\x32\x17.gswarm.v1.MetricSchema\x12$\n\x05ticks\x18\x07 \x03(\x0b\x32\x15.gswarm.v1.SampleTick\"\x0f\n\rStatusRequest\"\xa7\x02\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\r\n\x05nodes\x18\x04 \x01(\r\x12\x0f\n\x07\x64\x65vices\x18\x05 \x01(\r\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x11\n\tgrpc_port\x18\x07 \x01(\r\x12\x11\n\thttp_port\x18\x08 \x01(\r\x12\x12\n\nmodel_port\x18\t \x01(\r\x12\x11\n\tstate_dir\x18\n \x01(\t\x12\x0c\n\x04role\x18\x0b \x01(\t\x12(\n\x04time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08loopback\x18\r \x01(\x08\"G\n\x11\x46orgetNodeRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"&\n\x12\x46orgetNodeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"u\n\x12\x43reateTokenRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1d\n\x04role\x18\x03 \x01(\x0e\x32\x0f.gswarm.v1.Role\x12\x0c\n\x04node\x18\x04 \x01(\t\"6\n\x13\x43reateTokenResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\"H\n\x12RevokeTokenRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"\'\n\x13RevokeTokenResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"\x13\n\x11ListTokensRequest\"v\n\tTokenInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.gswarm.v1.Role\x12\x0c\n\x04node\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x12ListTokensResponse\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.gswarm.v1.TokenInfo\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*j\n\tNodePhase\x12\x16\n\x12NODE_PHASE_UNKNOWN\x10\x00\x12\x14\n\x10NODE_PHASE_READY\x10\x01\x12\x1a\n\x16NODE_PHASE_UNREACHABLE\x10\x02\x12\x13\n\x0fNODE_PHASE_LEFT\x10\x03*\x7f\n\nDeviceKind\x12\x17\n\x13\x44\x45VICE_KIND_UNKNOWN\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_GPU\x10\x01\x12\x13\n\x0f\x44\x45VICE_KIND_MIG\x10\x02\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x03\x12\x19\n\x15\x44\x45VICE_KIND_SIMULATED\x10\x04*V\n\x0b\x44\x65vicePhase\x12\x18\n\x14\x44\x45VICE_PHASE_UNKNOWN\x10\x00\x12\x16\n\x12\x44\x45VICE_PHASE_READY\x10\x01\x12\x15\n\x11\x44\x45VICE_PHASE_LOST\x10\x02*l\n\x04Role\x12\x10\n\x0cROLE_UNKNOWN\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x11\n\rROLE_OPERATOR\x10\x02\x12\x0e\n\nROLE_AGENT\x10\x03\x12\x0e\n\nROLE_INFER\x10\x04\x12\x0e\n\nROLE_ADMIN\x10\x05\x32\xfd\x03\n\x07\x43luster\x12<\n\x05Watch\x12\x17.gswarm.v1.WatchRequest\x1a\x18.gswarm.v1.WatchResponse0\x01\x12=\n\x06Status\x12\x18.gswarm.v1.StatusRequest\x1a\x19.gswarm.v1.StatusResponse\x12I\n\nForgetNode\x12\x1c.gswarm.v1.ForgetNodeRequest\x1a\x1d.gswarm.v1.ForgetNodeResponse\x12L\n\x0b\x43reateToken\x12\x1d.gswarm.v1.CreateTokenRequest\x1a\x1e.gswarm.v1.CreateTokenResponse\x12L\n\x0bRevokeToken\x12\x1d.gswarm.v1.RevokeTokenRequest\x1a\x1e.gswarm.v1.RevokeTokenResponse\x12I\n\nListTokens\x12\x1c.gswarm.v1.ListTokensRequest\x1a\x1d.gswarm.v1.ListTokensResponse\x12\x43\n\x08Shutdown\x12\x1a.gswarm.v1.ShutdownRequest\x1a\x1b.gswarm.v1.ShutdownResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gswarm/v1/cluster.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16gswarm/v1/alerts.proto\x1a\x16gswarm/v1/common.proto\x1a\x14gswarm/v1/data.proto\x1a\x16gswarm/v1/models.proto\x1a\x18gswarm/v1/profiler.proto\x1a\x15gswarm/v1/queue.proto\"\x99\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12#\n\x05phase\x18\x03 \x01(\x0e\x32\x14.gswarm.v1.NodePhase\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\t\x12\x11\n\tpeer_host\x18\x06 \x01(\t\x12\x11\n\tpeer_port\x18\x07 \x01(\r\x12\x11\n\tcpu_count\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12-\n\tjoined_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65tail\x18\x0c \x01(\t\x12\x10\n\x08\x62\x61\x63kends\x18\r \x03(\t\x12\x10\n\x08platform\x18\x0e \x01(\t\x12\x11\n\tsimulated\x18\x0f \x01(\x08\x12\x18\n\x10store_free_bytes\x18\x10 \x01(\x04\x12\x18\n\x10peer_certificate\x18\x11 \x01(\t\"\xb8\x02\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\r\x12#\n\x04kind\x18\x05 \x01(\x0e\x32\x15.gswarm.v1.DeviceKind\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x1b\n\x0epower_limit_mw\x18\x08 \x01(\rH\x00\x88\x01\x01\x12%\n\x05phase\x18\t \x01(\x0e\x32\x16.gswarm.v1.DevicePhase\x12\x0e\n\x06\x64\x65tail\x18\n \x01(\t\x12\x16\n\x0e\x64river_version\x18\x0b \x01(\t\x12.\n\nchanged_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_power_limit_mw\"\x8f\x01\n\x06\x46ilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12 \n\x02op\x18\x02 \x01(\x0e\x32\x14.gswarm.v1.Filter.Op\x12\r\n\x05value\x18\x03 \x01(\t\"E\n\x02Op\x12\x0e\n\nOP_UNKNOWN\x10\x00\x12\x0c\n\x08OP_EQUAL\x10\x01\x12\x10\n\x0cOP_NOT_EQUAL\x10\x02\x12\x0f\n\x0bOP_CONTAINS\x10\x03\"F\n\x0eSampleInterest\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x11\n\thistory_s\x18\x02 \x01(\x01\x12\x12\n\nat_unix_us\x18\x03 \x01(\x03\"\xbc\x01\n\x0cWatchRequest\x12\x1e\n\x05kinds\x18\x01 \x03(\x0e\x32\x0f.gswarm.v1.Kind\x12\"\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x11.gswarm.v1.Filter\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x0c\n\x04sort\x18\x04 \x01(\t\x12\x11\n\tlist_only\x18\x05 \x01(\x08\x12*\n\x07samples\x18\x06 \x01(\x0b\x32\x19.gswarm.v1.SampleInterest\x12\x0c\n\x04keys\x18\x07 \x03(\t\"\xb6\x04\n\x06Object\x12\x1d\n\x04kind\x18\x01 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\x12\x1f\n\x04node\x18\n \x01(\x0b\x32\x0f.gswarm.v1.NodeH\x00\x12#\n\x06\x64\x65vice\x18\x0b \x01(\x0b\x32\x11.gswarm.v1.DeviceH\x00\x12!\n\x05model\x18\x0c \x01(\x0b\x32\x10.gswarm.v1.ModelH\x00\x12)\n\tplacement\x18\r \x01(\x0b\x32\x14.gswarm.v1.PlacementH\x00\x12%\n\x07service\x18\x0e \x01(\x0b\x32\x12.gswarm.v1.ServiceH\x00\x12!\n\x05\x63hunk\x18\x0f \x01(\x0b\x32\x10.gswarm.v1.ChunkH\x00\x12\'\n\x08workflow\x18\x10 \x01(\x0b\x32\x13.gswarm.v1.WorkflowH\x00\x12\x1f\n\x04task\x18\x11 \x01(\x0b\x32\x0f.gswarm.v1.TaskH\x00\x12\x1f\n\x04lane\x18\x12 \x01(\x0b\x32\x0f.gswarm.v1.LaneH\x00\x12\x1f\n\x04plan\x18\x13 \x01(\x0b\x32\x0f.gswarm.v1.PlanH\x00\x12%\n\x07session\x18\x14 \x01(\x0b\x32\x12.gswarm.v1.SessionH\x00\x12!\n\x05\x65vent\x18\x15 \x01(\x0b\x32\x10.gswarm.v1.EventH\x00\x12!\n\x05\x61lert\x18\x16 \x01(\x0b\x32\x10.gswarm.v1.AlertH\x00\x42\x06\n\x04\x62ody\"7\n\x04Rest\x12\x1d\n\x04kind\x18\x01 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x10\n\x08left_out\x18\x02 \x01(\x04\"\xec\x01\n\rWatchResponse\x12\"\n\x07objects\x18\x01 \x03(\x0b\x32\x11.gswarm.v1.Object\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04list\x18\x03 \x01(\x08\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x04rest\x18\x05 \x03(\x0b\x32\x0f.gswarm.v1.Rest\x12(\n\x07schemas\x18\x06 \x03(\x0b\x32\x17.gswarm.v1.MetricSchema\x12$\n\x05ticks\x18\x07 \x03(\x0b\x32\x15.gswarm.v1.SampleTick\"\x0f\n\rStatusRequest\"\xa7\x02\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\r\n\x05nodes\x18\x04 \x01(\r\x12\x0f\n\x07\x64\x65vices\x18\x05 \x01(\r\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x11\n\tgrpc_port\x18\x07 \x01(\r\x12\x11\n\thttp_port\x18\x08 \x01(\r\x12\x12\n\nmodel_port\x18\t \x01(\r\x12\x11\n\tstate_dir\x18\n \x01(\t\x12\x0c\n\x04role\x18\x0b \x01(\t\x12(\n\x04time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08loopback\x18\r \x01(\x08\"G\n\x11\x46orgetNodeRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"&\n\x12\x46orgetNodeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"u\n\x12\x43reateTokenRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1d\n\x04role\x18\x03 \x01(\x0e\x32\x0f.gswarm.v1.Role\x12\x0c\n\x04node\x18\x04 \x01(\t\"6\n\x13\x43reateTokenResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\"H\n\x12RevokeTokenRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"\'\n\x13RevokeTokenResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"\x13\n\x11ListTokensRequest\"v\n\tTokenInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.gswarm.v1.Role\x12\x0c\n\x04node\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x12ListTokensResponse\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.gswarm.v1.TokenInfo\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*j\n\tNodePhase\x12\x16\n\x12NODE_PHASE_UNKNOWN\x10\x00\x12\x14\n\x10NODE_PHASE_READY\x10\x01\x12\x1a\n\x16NODE_PHASE_UNREACHABLE\x10\x02\x12\x13\n\x0fNODE_PHASE_LEFT\x10\x03*\x7f\n\nDeviceKind\x12\x17\n\x13\x44\x45VICE_KIND_UNKNOWN\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_GPU\x10\x01\x12\x13\n\x0f\x44\x45VICE_KIND_MIG\x10\x02\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x03\x12\x19\n\x15\x44\x45VICE_KIND_SIMULATED\x10\x04*V\n\x0b\x44\x65vicePhase\x12\x18\n\x14\x44\x45VICE_PHASE_UNKNOWN\x10\x00\x12\x16\n\x12\x44\x45VICE_PHASE_READY\x10\x01\x12\x15\n\x11\x44\x45VICE_PHASE_LOST\x10\x02*l\n\x04Role\x12\x10\n\x0cROLE_UNKNOWN\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x11\n\rROLE_OPERATOR\x10\x02\x12\x0e\n\nROLE_AGENT\x10\x03\x12\x0e\n\nROLE_INFER\x10\x04\x12\x0e\n\nROLE_ADMIN\x10\x05\x32\xfd\x03\n\x07\x43luster\x12<\n\x05Watch\x12\x17.gswarm.v1.WatchRequest\x1a\x18.gswarm.v1.WatchResponse0\x01\x12=\n\x06Status\x12\x18.gswarm.v1.StatusRequest\x1a\x19.gswarm.v1.StatusResponse\x12I\n\nForgetNode\x12\x1c.gswarm.v1.ForgetNodeRequest\x1a\x1d.gswarm.v1.ForgetNodeResponse\x12L\n\x0b\x43reateToken\x12\x1d.gswarm.v1.CreateTokenRequest\x1a\x1e.gswarm.v1.CreateTokenResponse\x12L\n\x0bRevokeToken\x12\x1d.gswarm.v1.RevokeTokenRequest\x1a\x1e.gswarm.v1.RevokeTokenResponse\x12I\n\nListTokens\x12\x1c.gswarm.v1.ListTokensRequest\x1a\x1d.gswarm.v1.ListTokensResponse\x12\x43\n\x08Shutdown\x12\x1a.gswarm.v1.ShutdownRequest\x1a\x1b.gswarm.v1.ShutdownResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gswarm.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEPHASE']._serialized_start=3153
-  _globals['_NODEPHASE']._serialized_end=3259
-  _globals['_DEVICEKIND']._serialized_start=3261
-  _globals['_DEVICEKIND']._serialized_end=3388
-  _globals['_DEVICEPHASE']._serialized_start=3390
-  _globals['_DEVICEPHASE']._serialized_end=3476
-  _globals['_ROLE']._serialized_start=3478
-  _globals['_ROLE']._serialized_end=3586
+  _globals['_NODEPHASE']._serialized_start=3173
+  _globals['_NODEPHASE']._serialized_end=3279
+  _globals['_DEVICEKIND']._serialized_start=3281
+  _globals['_DEVICEKIND']._serialized_end=3408
+  _globals['_DEVICEPHASE']._serialized_start=3410
+  _globals['_DEVICEPHASE']._serialized_end=3496
+  _globals['_ROLE']._serialized_start=3498
+  _globals['_ROLE']._serialized_end=3606
   _globals['_NODE']._serialized_start=215
   _globals['_NODE']._serialized_end=624
   _globals['_DEVICE']._serialized_start=627
@@ -55,41 +55,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FILTER_OP']._serialized_start=1016
   _globals['_FILTER_OP']._serialized_end=1085
   _globals['_SAMPLEINTEREST']._serialized_start=1087
-  _globals['_SAMPLEINTEREST']._serialized_end=1137
-  _globals['_WATCHREQUEST']._serialized_start=1140
-  _globals['_WATCHREQUEST']._serialized_end=1328
-  _globals['_OBJECT']._serialized_start=1331
-  _globals['_OBJECT']._serialized_end=1897
-  _globals['_REST']._serialized_start=1899
-  _globals['_REST']._serialized_end=1954
-  _globals['_WATCHRESPONSE']._serialized_start=1957
-  _globals['_WATCHRESPONSE']._serialized_end=2193
-  _globals['_STATUSREQUEST']._serialized_start=2195
-  _globals['_STATUSREQUEST']._serialized_end=2210
-  _globals['_STATUSRESPONSE']._serialized_start=2213
-  _globals['_STATUSRESPONSE']._serialized_end=2508
-  _globals['_FORGETNODEREQUEST']._serialized_start=2510
-  _globals['_FORGETNODEREQUEST']._serialized_end=2581
-  _globals['_FORGETNODERESPONSE']._serialized_start=2583
-  _globals['_FORGETNODERESPONSE']._serialized_end=2621
-  _globals['_CREATETOKENREQUEST']._serialized_start=2623
-  _globals['_CREATETOKENREQUEST']._serialized_end=2740
-  _globals['_CREATETOKENRESPONSE']._serialized_start=2742
-  _globals['_CREATETOKENRESPONSE']._serialized_end=2796
-  _globals['_REVOKETOKENREQUEST']._serialized_start=2798
-  _globals['_REVOKETOKENREQUEST']._serialized_end=2870
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=2872
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=2911
-  _globals['_LISTTOKENSREQUEST']._serialized_start=2913
-  _globals['_LISTTOKENSREQUEST']._serialized_end=2932
-  _globals['_TOKENINFO']._serialized_start=2934
-  _globals['_TOKENINFO']._serialized_end=3052
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=3054
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=3112
-  _globals['_SHUTDOWNREQUEST']._serialized_start=3114
-  _globals['_SHUTDOWNREQUEST']._serialized_end=3131
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=3133
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=3151
-  _globals['_CLUSTER']._serialized_start=3589
-  _globals['_CLUSTER']._serialized_end=4098
+  _globals['_SAMPLEINTEREST']._serialized_end=1157
+  _globals['_WATCHREQUEST']._serialized_start=1160
+  _globals['_WATCHREQUEST']._serialized_end=1348
+  _globals['_OBJECT']._serialized_start=1351
+  _globals['_OBJECT']._serialized_end=1917
+  _globals['_REST']._serialized_start=1919
+  _globals['_REST']._serialized_end=1974
+  _globals['_WATCHRESPONSE']._serialized_start=1977
+  _globals['_WATCHRESPONSE']._serialized_end=2213
+  _globals['_STATUSREQUEST']._serialized_start=2215
+  _globals['_STATUSREQUEST']._serialized_end=2230
+  _globals['_STATUSRESPONSE']._serialized_start=2233
+  _globals['_STATUSRESPONSE']._serialized_end=2528
+  _globals['_FORGETNODEREQUEST']._serialized_start=2530
+  _globals['_FORGETNODEREQUEST']._serialized_end=2601
+  _globals['_FORGETNODERESPONSE']._serialized_start=2603
+  _globals['_FORGETNODERESPONSE']._serialized_end=2641
+  _globals['_CREATETOKENREQUEST']._serialized_start=2643
+  _globals['_CREATETOKENREQUEST']._serialized_end=2760
+  _globals['_CREATETOKENRESPONSE']._serialized_start=2762
+  _globals['_CREATETOKENRESPONSE']._serialized_end=2816
+  _globals['_REVOKETOKENREQUEST']._serialized_start=2818
+  _globals['_REVOKETOKENREQUEST']._serialized_end=2890
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=2892
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=2931
+  _globals['_LISTTOKENSREQUEST']._serialized_start=2933
+  _globals['_LISTTOKENSREQUEST']._serialized_end=2952
+  _globals['_TOKENINFO']._serialized_start=2954
+  _globals['_TOKENINFO']._serialized_end=3072
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=3074
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=3132
+  _globals['_SHUTDOWNREQUEST']._serialized_start=3134
+  _globals['_SHUTDOWNREQUEST']._serialized_end=3151
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=3153
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=3171
+  _globals['_CLUSTER']._serialized_start=3609
+  _globals['_CLUSTER']._serialized_end=4118
 # @@protoc_insertion_point(module_scope)

@@ -328,8 +328,13 @@ class SampleInterest(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     HISTORY_S_FIELD_NUMBER: _builtins.int
+    AT_UNIX_US_FIELD_NUMBER: _builtins.int
     history_s: _builtins.float
     """Also send what the host still holds of the last so many seconds (at most 600)."""
+    at_unix_us: _builtins.int
+    """Instead: what each node had sampled at this moment, its newest tick at or before it, microseconds since the epoch
+    on the node's clock; at most 600 s ago. With list_only the stream ends after it. 0: now.
+    """
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these nodes; empty: all."""
@@ -339,10 +344,11 @@ class SampleInterest(_message.Message):
         *,
         nodes: _abc.Iterable[_builtins.str] | None = ...,
         history_s: _builtins.float = ...,
+        at_unix_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["history_s", b"history_s", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_us", b"at_unix_us", "history_s", b"history_s", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,12 +17,14 @@ from gswarm.model.types import Model, Placement, Service
 from gswarm.profiler.types import Session
 from gswarm.queue.types import Lane, Plan, Task, Workflow
 
+from .past import Past
 from .snapshot import Link, Replay, Snapshot
 
 if TYPE_CHECKING:
     from gswarm.net import Endpoint
 
     from .deeds import Deed
+    from .player import Player
 
 RowT = TypeVar("RowT")
 TICK_S = 1.0
@@ -83,6 +85,11 @@ class Feed(Protocol):
     can_act: bool
     """False: a recording, which changes nothing."""
 
+    @property
+    def player(self) -> Player | None:
+        """The clock that keys move; None: there is nothing but the present."""
+        ...
+
     async def run(self, show: Callable[[Snapshot], None]) -> None:
         """Call `show` with each new snapshot, until cancelled."""
         ...
@@ -108,16 +115,21 @@ class LiveFeed:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.host = endpoint.address
+        self.player: Past | None = None
         self._swarm: Any = None
         self._mirror: MirrorLike | None = None
 
     async def run(self, show: Callable[[Snapshot], None]) -> None:
         await asyncio.to_thread(importlib.import_module, "gswarm.mirror")  # gRPC, after the first paint
+        from gswarm.mirror import samples_at
         from gswarm.swarm import Swarm
 
         async with Swarm(self.endpoint) as swarm, swarm.mirror(samples=True) as mirror:
             self._swarm, self._mirror = swarm, mirror
-            await follow(mirror, self.host, show)
+            past = self.player = Past(lambda moment: samples_at(swarm, moment), lambda: mirror.rows(Event).values())
+            async with asyncio.TaskGroup() as group:
+                group.create_task(past.run(lambda: show(past.over(capture(mirror, host=self.host)))), name="past")
+                await follow(mirror, self.host, lambda snapshot: show(past.over(snapshot)))
 
     def deeds(self) -> tuple[Deed, ...]:
         from .deeds import catalogue

@@ -130,6 +130,7 @@ def _device(
     util, memory, power = pick(values, UTIL), pick(values, MEMORY), pick(values, POWER)
     holds = (hue_of.get(service.model, 0), service.model) if service else None
     sampled = snapshot.sampled_at.get(device.id)
+    moment = (snapshot.replay.at if snapshot.replay else None) or snapshot.now
     return DeviceView(
         id=device.id,
         alias=device.alias or device.id,
@@ -147,7 +148,7 @@ def _device(
         trouble=trouble,
         holds=holds,
         is_idle=not trouble and holds is None and not blocks and not (util and util >= 0.5),
-        age_s=None if sampled is None else max(0.0, snapshot.now.timestamp() - sampled),
+        age_s=None if sampled is None else max(0.0, moment.timestamp() - sampled),
         blocks=blocks,
     )
 

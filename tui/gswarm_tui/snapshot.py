@@ -25,7 +25,7 @@ class Link(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Where a recording stands."""
+    """Where a recording, or the past of a live host, stands."""
 
     name: str
     start: datetime
@@ -36,6 +36,8 @@ class Replay:
     """(fraction of the time line, "mark" | "alarm") pairs."""
     density: tuple[int, ...] = ()
     """Events per equal share of the time line."""
+    at: datetime | None = None
+    """Of which moment the samples are, while all else is of now: a live host's past. None: all is of one moment."""
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
