@@ -19,6 +19,8 @@ from gswarm.wire import length_prefixed
 CHUNK_BYTES = 1 << 20
 HEARTBEAT_S = 2.0
 LISTED_EVENTS = 200
+SAMPLES_EVERY_S = 0.25
+"""Ticks of many nodes come spread over the second; a watcher gets those of so long together. State never waits."""
 OVERFLOW_FLOOR = 1_000
 """Pending changes that are always kept, however few objects are watched."""
 
@@ -51,6 +53,7 @@ class Watcher:
         self._sent = 0
         self._relist = False
         self._wake = asyncio.Event()
+        self._ticks_due: asyncio.TimerHandle | None = None
 
     async def follow(self) -> AsyncIterator[bytes]:
         """Serialised WatchResponses until cancelled, or until the list is out with `list_only`."""
@@ -84,6 +87,8 @@ class Watcher:
         finally:
             for end in unsubscribe:
                 end()
+            if self._ticks_due is not None:
+                self._ticks_due.cancel()
 
     async def _full_list(self) -> AsyncIterator[bytes]:
         self._relist = False
@@ -168,7 +173,8 @@ class Watcher:
             self._schemas[node] = schema
         if tick:
             self._ticks[node] = tick  # a slow reader gets the newest of each node
-        self._wake.set()
+        if self._ticks_due is None:
+            self._ticks_due = asyncio.get_running_loop().call_later(SAMPLES_EVERY_S, self._wake.set)
 
     def _drain(self) -> Iterator[bytes]:
         pending, self._pending = self._pending, {}
@@ -184,6 +190,9 @@ class Watcher:
             self._sent = revision
         schemas, self._schemas = self._schemas, {}
         ticks, self._ticks = self._ticks, {}
+        if self._ticks_due is not None:
+            self._ticks_due.cancel()
+            self._ticks_due = None
         for schema in schemas.values():
             chunk += length_prefixed(6, schema)
         for tick in ticks.values():
