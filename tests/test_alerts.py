@@ -143,6 +143,36 @@ async def test_a_node_that_falls_silent_fires_and_is_over_when_it_is_forgotten(t
         assert await told(running) == [("alert.firing", "n1"), ("alert.resolved", "n1")]
 
 
+async def test_a_node_that_sends_no_samples_is_noticed_however_busy_the_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gswarm.alert.service.STALE_S", 0.1)
+    stale = Rule("node-stale", When.STATE, "node.stale", for_s=1)
+
+    async def nothing() -> None:
+        """What a sampling loop that hangs sends."""
+
+    async with cluster(tmp_path, config(stale)) as running, running.agent("n1", "1xH100") as agent:
+        async with running.swarm.mirror((Device,)) as mirror:
+            await seen(mirror, lambda: len(mirror.samples), bool)
+        assert "node-stale/n1" not in await alerts(running, lambda ids: True)
+        monkeypatch.setattr(agent.profiler, "_tick", nothing)
+
+        async def busy() -> None:
+            for number in range(1_000_000):
+                node = cluster_pb2.Node(name="n2", phase=cluster_pb2.NODE_PHASE_LEFT, store_free_bytes=number)
+                await running.context.store.apply(lambda tx, node=node: tx.put(node), actor="test", durable=False)  # type: ignore[misc]
+                await asyncio.sleep(0.05)
+
+        other = asyncio.create_task(busy())
+        fired = await alerts(running, lambda ids: ids == ["node-stale/n1"])
+        assert fired["node-stale/n1"].message == "n1: attached, but sends no samples"
+        monkeypatch.undo()
+        monkeypatch.setenv("GSWARM_STATE_DIR", str(tmp_path))
+        await alerts(running, lambda ids: not ids)
+        other.cancel()
+
+
 async def test_default_rules_can_be_switched_off(tmp_path: Path) -> None:
     off = tuple(Rule(rule.name, rule.when, rule.of, is_on=False) for rule in DEFAULTS[1:])
     async with cluster(tmp_path, config(WARM, *off)) as running, running.agent("n1", "1xH100") as agent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from datetime import UTC, datetime
@@ -84,17 +85,24 @@ class AlertService:
             async with asyncio.TaskGroup() as group:
                 for courier in self._couriers:
                     group.create_task(courier.run(), name=f"alerts-{courier.sink.name}")
-                while True:
-                    await self._settle()
-                    try:
-                        async with asyncio.timeout(LOOK_S):
-                            await self._wake.wait()
-                    except TimeoutError:
-                        self._look_at_nodes()
-                    self._wake.clear()
+                await self._follow()
         finally:
             for end in unsubscribe:
                 end()
+
+    async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + LOOK_S
+        while True:
+            await self._settle()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._wake.wait()
+            self._wake.clear()
+            # On its own clock: among many nodes something wakes us all the time.
+            if loop.time() >= due:
+                self._look_at_nodes()
+                due = loop.time() + LOOK_S
 
     # What is seen
 

@@ -149,6 +149,10 @@ class Node:
     """Free bytes of the model store's file system, as last reported."""
     peer_certificate: str = ""
     """PEM of the peer port's self-signed certificate, pinned by who connects; empty: plain, loopback only."""
+    clock_offset_us: int | None = None
+    """The node's clock minus the host's, microseconds, from heartbeats; absent until known. Sample times are the node's."""
+    clock_error_us: int = 0
+    """How far that may be wrong, microseconds."""
 
 
 @dataclass(frozen=True, slots=True)

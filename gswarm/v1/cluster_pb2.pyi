@@ -145,6 +145,8 @@ class Node(_message.Message):
     SIMULATED_FIELD_NUMBER: _builtins.int
     STORE_FREE_BYTES_FIELD_NUMBER: _builtins.int
     PEER_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CLOCK_OFFSET_US_FIELD_NUMBER: _builtins.int
+    CLOCK_ERROR_US_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     incarnation: _builtins.str
     """New at each agent process start (UUID hex)."""
@@ -168,6 +170,10 @@ class Node(_message.Message):
     """Free bytes of the model store's file system, as last reported."""
     peer_certificate: _builtins.str
     """PEM of the peer port's self-signed certificate, pinned by who connects; empty: plain, loopback only."""
+    clock_offset_us: _builtins.int
+    """The node's clock minus the host's, microseconds, from heartbeats; absent until known. Sample times are the node's."""
+    clock_error_us: _builtins.int
+    """How far that may be wrong, microseconds."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional abilities the agent announced, for example "peer", "simulate"."""
@@ -200,12 +206,16 @@ class Node(_message.Message):
         simulated: _builtins.bool = ...,
         store_free_bytes: _builtins.int = ...,
         peer_certificate: _builtins.str = ...,
+        clock_offset_us: _builtins.int | None = ...,
+        clock_error_us: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["joined_at", b"joined_at", "last_seen", b"last_seen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_us", b"_clock_offset_us", "clock_offset_us", b"clock_offset_us", "joined_at", b"joined_at", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "cpu_count", b"cpu_count", "detail", b"detail", "features", b"features", "incarnation", b"incarnation", "joined_at", b"joined_at", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "peer_certificate", b"peer_certificate", "peer_host", b"peer_host", "peer_port", b"peer_port", "phase", b"phase", "platform", b"platform", "simulated", b"simulated", "store_free_bytes", b"store_free_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_us", b"_clock_offset_us", "backends", b"backends", "clock_error_us", b"clock_error_us", "clock_offset_us", b"clock_offset_us", "cpu_count", b"cpu_count", "detail", b"detail", "features", b"features", "incarnation", b"incarnation", "joined_at", b"joined_at", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "peer_certificate", b"peer_certificate", "peer_host", b"peer_host", "peer_port", b"peer_port", "phase", b"phase", "platform", b"platform", "simulated", b"simulated", "store_free_bytes", b"store_free_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__clock_offset_us: _TypeAlias = _typing.Literal["clock_offset_us"]  # noqa: Y015
+    _WhichOneofArgType__clock_offset_us: _TypeAlias = _typing.Literal["_clock_offset_us", b"_clock_offset_us"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_offset_us) -> _WhichOneofReturnType__clock_offset_us | None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
 
