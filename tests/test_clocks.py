@@ -63,8 +63,10 @@ def test_what_is_news_of_an_offset() -> None:
     node = cluster_pb2.Node(name="n1")
     assert is_news(node, Offset(0, 100))
     node.clock_offset_us, node.clock_error_us = 1000, 200
-    assert not is_news(node, Offset(1100, 150)) and not is_news(node, Offset(1000, 199))
-    assert is_news(node, Offset(1400, 150)) and is_news(node, Offset(1000, 40))
+    assert not is_news(node, Offset(1100, 150)) and not is_news(node, Offset(1000, 1)), "good enough already"
+    assert is_news(node, Offset(1400, 150))
+    node.clock_error_us = 40_000
+    assert is_news(node, Offset(1000, 9_000)) and not is_news(node, Offset(1000, 11_000))
 
 
 @pytest.mark.parametrize("ahead_s", [0, 3, -70])
