@@ -144,7 +144,7 @@ def check_metrics(rules: Iterable[Rule], known: Mapping[str, bool]) -> None:
         if rule.metric not in known:
             raise InvalidError(
                 f"{where}: alert {rule.name} is on {rule.metric!r}, which is no metric",
-                next=near(rule.metric, known) or "gswarm profiler metrics lists them",
+                next=near(rule.metric, known) or "all are listed in docs/reference.md",
                 field="metric",
             )
         if rule.when is When.RISES and not known[rule.metric]:

@@ -73,3 +73,11 @@ def test_a_config_that_cannot_be_is_one_clear_line_and_nothing_starts(tmp_path: 
         assert "Traceback" not in done.stderr and not list(installed.state.glob("*/host.db"))
         # Commands that only look are not kept from it.
         assert "hot" not in installed.run("config", "show")
+
+
+def test_a_host_that_up_starts_has_the_rules_of_this_directory(tmp_path: Path) -> None:
+    with installation(tmp_path) as installed:
+        (tmp_path / "config.yaml").write_text("alerts:\n  - {name: warm, metric: temperature_c, above: 1}\n")
+        installed.run("up", "--simulate", "1xH100")
+        eventually(lambda: [row["rule"] for row in installed.rows("alert", "list")], lambda rules: rules == ["warm"])
+        installed.run("down")
