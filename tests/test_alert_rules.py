@@ -242,6 +242,14 @@ def test_a_counter_that_rises_fires_counts_and_calms_down() -> None:
     assert stream.turns(66, {"energy_mj": 1}) == [("up", "GPU-a", "firing")]
 
 
+def test_what_rises_may_be_absent_in_any_type() -> None:
+    stream = Stream(*(Rule(name, When.RISES, name) for name in ("temperature_c", "power_mw", "energy_mj")))
+    assert stream.turns(0) == []
+    assert {turn for _, _, turn in stream.turns(1, {"temperature_c": 1, "power_mw": 1, "energy_mj": 1})} == {"counted"}
+    assert stream.turns(2) == []
+    assert {turn for _, _, turn in stream.turns(3, {"temperature_c": 2, "power_mw": 2, "energy_mj": 2})} == {"firing"}
+
+
 def test_ticks_that_fit_no_layout_are_left_alone() -> None:
     stream = Stream(Rule("hot", When.ABOVE, "temperature_c", 85, 80))
     torn = profiler_pb2.SampleTick(node="n1", seq=1, time_unix_us=2**62, schema_id=1, f32=b"\x00" * 7)

@@ -164,8 +164,10 @@ class Thresholds:
             columns.last = raw
             for row, device in enumerate(columns.devices):
                 for column, rule in enumerate(columns.rules):
-                    if columns.sign[row, column] and found[row, column] != columns.na:
-                        yield from self._count(rule, device, int(found[row, column]), now)
+                    value = found[row, column]
+                    is_there = value != columns.na and value == value  # NaN is not itself
+                    if columns.sign[row, column] and is_there:
+                        yield from self._count(rule, device, int(value), now)
         if self._last_rise:
             for device in columns.devices:
                 for rule in columns.rules:
