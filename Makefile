@@ -34,6 +34,8 @@ lint: $(VENV)/.dev
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python -m gswarm.facegen --check
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/settings_schema.py --check
+	$(BIN)/python docs/grafana.py --check
 	$(BIN)/python -m pytest tests/test_arrows.py tests/test_contract.py
 
 format: $(VENV)/.dev

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from gswarm.errors import InvalidError
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
-ROOMS = ("cluster", "model", "data", "queue", "profiler", "scheduler", "system")
+ROOMS = ("cluster", "model", "data", "queue", "profiler", "alert", "scheduler", "system")
 SCALARS = (str, int, float, bool, Path)
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 

@@ -34,6 +34,7 @@ _TYPE_MODULES = {
     "lane": "queue",
     "plan": "queue",
     "session": "profiler",
+    "alert": "alert",
 }
 
 

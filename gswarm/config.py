@@ -7,10 +7,13 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from gswarm.errors import InvalidError
 from gswarm.names import near
+
+if TYPE_CHECKING:
+    from gswarm.alert.rules import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,32 @@ class ConsoleConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """Pages of the HTTP port."""
+
+    dcgm_names: bool = False
+    """/metrics also under dcgm-exporter's names, for dashboards that were made for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlertingConfig:
+    """Who is told of alerts. The rules themselves are the list `alerts`."""
+
+    defaults: bool = True
+    """The default rules: xid, ecc-uncorrected, device-lost, node-unreachable, node-stale."""
+    webhook: str = ""
+    """URL that each alert is posted to as JSON; empty: none."""
+    headers_file: str = ""
+    """File with the webhook's headers, "Name: value" a line, readable by its owner only; else GSWARM_ALERT_HEADERS."""
+    command: tuple[str, ...] = ()
+    """Program and arguments that get each alert as JSON on standard input; no shell."""
+    timeout_s: float = 10.0
+    """How long one delivery may take, seconds."""
+    attempts: int = 8
+    """Deliveries tried before an alert is given up, with growing pauses between."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings. `origins` says where each dotted key's value came from."""
 
@@ -90,6 +119,10 @@ class Config:
     backends: BackendsConfig = field(default_factory=BackendsConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     console: ConsoleConfig = field(default_factory=ConsoleConfig)
+    http: HttpConfig = field(default_factory=HttpConfig)
+    alerting: AlertingConfig = field(default_factory=AlertingConfig)
+    alerts: tuple[Rule, ...] = ()
+    """Rules of config.yaml; a later file's list replaces an earlier one's."""
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -99,7 +132,11 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("backends", BackendsConfig),
     ("queue", QueueConfig),
     ("console", ConsoleConfig),
+    ("http", HttpConfig),
+    ("alerting", AlertingConfig),
 )
+RULES = "alerts"
+"""The one section that is a list."""
 # Read elsewhere, so never an unknown key.
 _OTHER_VARIABLES = frozenset(
     {
@@ -114,6 +151,7 @@ _OTHER_VARIABLES = frozenset(
         "SIMULATED_SPEED",
         "TOKEN_FILE",
         "CONFIG",
+        "ALERT_HEADERS",
     }
 )
 
@@ -173,7 +211,8 @@ def load(flags: Mapping[str, object] | None = None) -> Config:
         chosen = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{section}.")}
         sections[section] = cls(**chosen)
     _check_ranges(sections)
-    return Config(**sections, origins=origins)
+    rules: Any = values.get(RULES, ())
+    return Config(**sections, alerts=rules, origins=origins)
 
 
 def _check_ranges(sections: Mapping[str, Any]) -> None:
@@ -187,6 +226,13 @@ def _check_ranges(sections: Mapping[str, Any]) -> None:
                 )
     if sections["queue"].wait_bound_s <= 0:
         raise InvalidError("queue.wait_bound_s must be above 0", field="queue.wait_bound_s")
+    alerting = sections["alerting"]
+    if not 0 < alerting.timeout_s <= 300 or not 1 <= alerting.attempts <= 100:
+        raise InvalidError(
+            f"alerting.timeout_s is {alerting.timeout_s:g} and alerting.attempts {alerting.attempts}",
+            next="above 0 to 300 s, and 1 to 100",
+            field="alerting.timeout_s",
+        )
 
 
 def _environment(known: Mapping[str, type]) -> list[tuple[str, object, str]]:
@@ -214,10 +260,15 @@ def _read(path: Path, known: Mapping[str, type]) -> dict[str, tuple[object, int]
     found: dict[str, tuple[object, int]] = {}
     for section_node, body in _pairs(root, path):
         section, line = section_node.value, section_node.start_mark.line + 1
+        if section == RULES:
+            from gswarm.alert.rules import parse
+
+            found[RULES] = (parse(body, path), line)
+            continue
         if section not in {name for name, _ in SECTIONS}:
             raise InvalidError(
                 f"{path}:{line}: unknown section {section!r}",
-                next=near(section, (n for n, _ in SECTIONS)),
+                next=near(section, (RULES, *(n for n, _ in SECTIONS))),
                 field=section,
             )
         for key_node, value_node in _pairs(body, path):

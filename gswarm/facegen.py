@@ -19,6 +19,7 @@ ABOUT = {
     "node": "machines that run an agent",
     "device": "GPUs and CPUs, live",
     "event": "who did what, when, and what happened",
+    "alert": "what is wrong now, by rules",
     "token": "who may do what",
     "model": "store, deploy and serve models",
     "data": "share data between processes and nodes",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Literal
 
+    from gswarm.alert.types import Alert
     from gswarm.cluster.types import Device, Event, HostStatus, Listing, MadeToken, Node, Role, TokenInfo
     from gswarm.data.actions import PutType
     from gswarm.data.types import Chunk
@@ -446,6 +447,19 @@ class ProfilerFace:
         return await act(self._swarm, pcie=pcie, nvlink=nvlink, nodes=list(nodes))
 
 
+class AlertFace:
+    """what is wrong now, by rules."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+
+    async def list(self, *, filter: Sequence[str] = (), sort: str = "-since", limit: int = 200) -> Listing[Alert]:
+        """List the alerts that fire now; those that are over are events."""
+        from gswarm.alert.actions import list_ as act
+
+        return await act(self._swarm, filter=list(filter), sort=sort, limit=limit)
+
+
 class Faces:
     """Every action of the catalogue that talks to a host, by domain."""
 
@@ -459,6 +473,7 @@ class Faces:
         self.data = DataFace(swarm)
         self.queue = QueueFace(swarm)
         self.profiler = ProfilerFace(swarm)
+        self.alert = AlertFace(swarm)
 
     async def status(self) -> HostStatus:
         """Show the host: version, ports, counts, and the role you have."""

@@ -14,6 +14,7 @@ ROOM_OF = {
     "data": "data",
     "queue": "queue",
     "profiler": "profiler",
+    "alert": "alert",
     "scheduler": "scheduler",
     "host": "system",
     "client": "system",
@@ -39,6 +40,7 @@ Commands:
   data        share data between processes and nodes: put, get, list, info, acquire, release, delete, transfer
   queue       submit work, see the plan and why: submit, list, info, workflows, wait, plan, explain, cancel, retry, priority, history
   profiler    record metrics and replay them: start, stop, list, info, mark, delete, export, metrics, topology, sampling
+  alert       what is wrong now, by rules: list
   scheduler   plan, check and compare batches of tasks: plan, validate, simulate, compare, generate, explain, show
   host        the central coordinator: start, stop
   client      the agent on this machine: connect, backend

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from gswarm.v1 import cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2
+from gswarm.v1 import alerts_pb2, cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2
 from gswarm.wire import LENGTH_DELIMITED, VARINT, tag, varint
 
 M = TypeVar("M", bound=Message)
@@ -38,6 +38,7 @@ _TABLE = (
     KindInfo(common_pb2.KIND_PLAN, "plan", queue_pb2.Plan, ""),
     KindInfo(common_pb2.KIND_SESSION, "session", profiler_pb2.Session, "name"),
     KindInfo(common_pb2.KIND_EVENT, "event", common_pb2.Event, "id"),
+    KindInfo(common_pb2.KIND_ALERT, "alert", alerts_pb2.Alert, "id"),
 )
 BY_KIND: Mapping[int, KindInfo] = MappingProxyType({info.kind: info for info in _TABLE})
 BY_MESSAGE: Mapping[type[Message], KindInfo] = MappingProxyType({info.message: info for info in _TABLE})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gswarm.codec import from_proto
 from gswarm.errors import GswarmError
 from gswarm.kinds import BY_KIND, body_of
-from gswarm.v1 import cluster_pb2, profiler_pb2
+from gswarm.v1 import cluster_pb2, common_pb2, profiler_pb2
 
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
@@ -130,6 +130,17 @@ class Samples:
             names = [c.name for c in schema.columns] if absent.every_column else [schema.columns[absent.column].name]
             values = self.values.get(device, {})
             self.reasons.setdefault(device, {}).update((n, absent.reason) for n in names if n not in values)
+
+
+async def samples_at(swarm: Swarm, moment: datetime) -> Samples:
+    """What every device of a live host had sampled at a moment of the last ten minutes. Raises GswarmError."""
+    found = Samples()
+    # Samples come with a list; the plan is the shortest there is.
+    request = cluster_pb2.WatchRequest(kinds=[common_pb2.KIND_PLAN], list_only=True)
+    request.samples.at_unix_us = int(moment.timestamp() * 1e6)
+    async for response in swarm.watch(request, silence_s=SILENCE_S):
+        found.feed(response)
+    return found
 
 
 class Mirror:

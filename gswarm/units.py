@@ -14,7 +14,7 @@ def size(value: int | float | None) -> str:
         return NA
     amount = float(value)
     for suffix in _SUFFIXES:
-        if amount < 1000 or suffix == _SUFFIXES[-1]:
+        if amount < 999.5 or suffix == _SUFFIXES[-1]:
             break
         amount /= 1024
     if not suffix:

@@ -111,6 +111,14 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("ACTOR", _word("actor")),
         Column("MESSAGE", _word("message")),
     ),
+    "Alert": (
+        Column("SINCE", _of(lambda a: units.clock(a.since))),
+        Column("SEVERITY", _word("severity")),
+        Column("RULE", _word("rule")),
+        Column("WHERE", _word("name")),
+        Column("FOR", _since("since"), True),
+        Column("MESSAGE", _word("message")),
+    ),
     "TokenInfo": (
         Column("NAME", _word("name")),
         Column("ROLE", _word("role")),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(
     p for base in ("gswarm", "tui/gswarm_tui") for p in (ROOT / base).rglob("*.py") if "_pb2" not in p.name
 )
-ROOMS = ("cluster", "data", "model", "profiler", "queue", "system")
+ROOMS = ("alert", "cluster", "data", "model", "profiler", "queue", "system")
 LIGHT = {"actions.py", "types.py", "views.py", "catalogue.py", "cli.py", "config.py", "errors.py", "units.py"}
 FACES = {"actions.py", "access.py"}
 """Of the scheduler, which is pure but for them."""

@@ -65,6 +65,27 @@ def test_the_example_names_every_key_with_its_default() -> None:
     import yaml
 
     example = yaml.safe_load((Path(__file__).parent.parent / "config.yaml.example").read_text())
+    assert example.pop("alerts") == []
     told = {f"{section}.{key}": value for section, body in example.items() for key, value in body.items()}
     defaults = {k: list(v) if isinstance(v, tuple) else v for k, v in config.as_dict(config.Config()).items()}
     assert told == defaults
+
+
+def test_the_schema_takes_the_example_and_refuses_what_the_loader_refuses() -> None:
+    import json
+
+    import jsonschema
+    import yaml
+
+    root = Path(__file__).parent.parent
+    schema = json.loads((root / "docs/schemas/settings.schema.json").read_text())
+    text = (root / "config.yaml.example").read_text()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load(text), schema)
+    told = text.partition("For example:\n")[2].replace("#", "")
+    rules = yaml.load(told.replace("alerts: []", ""), yaml.BaseLoader)
+    assert [rule["name"] for rule in rules] == ["hot", "node-stale"]
+    mistakes: tuple[object, ...] = ({"hots": {}}, {"host": {"prot": 1}}, {"alerts": [{"name": "a", "abvoe": 1}]})
+    for wrong in mistakes:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)

@@ -25,7 +25,8 @@ from gswarm_tui.snapshot import Link, Snapshot
 from gswarm_tui.widgets.table import Row, Table, made, settled
 from textual.pilot import Pilot
 
-from gswarm.cluster.types import Device, DevicePath, DeviceProcess, Node, NodePhase, PathKind
+from gswarm.alert.types import Alert
+from gswarm.cluster.types import Device, DevicePath, DeviceProcess, Kind, Node, NodePhase, PathKind, Severity
 from gswarm.errors import RefusedError
 from gswarm.model.types import Model, Service
 from gswarm.queue.types import Task
@@ -556,3 +557,20 @@ def test_without_a_terminal_it_refuses_and_names_the_command(capsys: pytest.Capt
 
 def test_rows_compare_by_text() -> None:
     assert Row("a", ((("x", "text"),),)) == Row("a", ((("x", "text"),),))
+
+
+async def test_the_header_counts_alerts_and_says_no_trouble_twice() -> None:
+    swarm = FakeSwarm()
+    async with console(120, 40, swarm=swarm) as (app, feed, pilot):
+        assert "▲ 2 alarms" in screen(app)[0], "a lost device and a failed service"
+        lost = Alert("device-lost/SIM-3-3", "device-lost", Severity.ERROR, Kind.DEVICE, "SIM-3-3", "n3:gpu3", "n3")
+        hot = replace(lost, id="hot/SIM-3-3", rule="hot", metric="temperature_c", value=91.0)
+        swarm.data.put(lost.id, lost)
+        await tick(feed, pilot)
+        assert "▲ 2 alarms" in screen(app)[0], "the same trouble"
+        swarm.data.put(hot.id, hot)
+        await tick(feed, pilot)
+        assert "▲ 3 alarms" in screen(app)[0]
+        swarm.data.delete(Alert, hot.id)
+        await tick(feed, pilot)
+        assert "▲ 2 alarms" in screen(app)[0]

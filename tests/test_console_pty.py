@@ -29,7 +29,7 @@ Console(FakeFeed(FakeSwarm(1, 4, tasks=12)), theme=sys.argv[1]).run()
 class Terminal:
     """A child in a pseudo-terminal of its own session, and an emulator that shows what it wrote."""
 
-    def __init__(self, width: int, height: int, theme: str, **env: str) -> None:
+    def __init__(self, width: int, height: int, *arguments: str, **env: str) -> None:
         self.screen = pyte.Screen(width, height)
         self.stream = pyte.ByteStream(self.screen)
         self.master, slave = os.openpty()
@@ -38,7 +38,7 @@ class Terminal:
         settings = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONPATH": path, **env}
         clean = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "GSWARM_DIFF")}
         self.child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, theme],
+            [sys.executable, *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -77,7 +77,12 @@ class Terminal:
 
 @contextmanager
 def console(width: int = 100, height: int = 30, theme: str = "gswarm-dark", **env: str) -> Iterator[Terminal]:
-    terminal = Terminal(width, height, theme, **env)
+    with running(Terminal(width, height, "-c", CHILD, theme, **env)) as terminal:
+        yield terminal
+
+
+@contextmanager
+def running(terminal: Terminal) -> Iterator[Terminal]:
     try:
         yield terminal
     finally:

@@ -18,10 +18,10 @@ def _baseline() -> descriptor_pb2.FileDescriptorSet:
 
 
 def _current() -> descriptor_pb2.FileDescriptorSet:
-    from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2
+    from gswarm.v1 import agent_pb2, alerts_pb2, cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2
 
     result = descriptor_pb2.FileDescriptorSet()
-    for module in (agent_pb2, cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2):
+    for module in (agent_pb2, alerts_pb2, cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2):
         module.DESCRIPTOR.CopyToProto(result.file.add())
     return result
 

@@ -173,7 +173,7 @@ def test_chunks_say_type_and_shape() -> None:
 def test_every_view_reads_an_object_of_which_nothing_is_known_yet(name: str) -> None:
     modules = (
         importlib.import_module(f"gswarm.{r}.types")
-        for r in ("cluster", "model", "data", "queue", "profiler", "scheduler")
+        for r in ("cluster", "model", "data", "queue", "profiler", "alert", "scheduler")
     )
     cls: Any = next(found for m in modules if (found := getattr(m, name, None)) is not None)
     one = Block("m", (), 0, None, None, 0.0, False, 0, "") if cls is Block else cls()

@@ -239,3 +239,29 @@ async def test_ticks_do_not_wait_for_changes_nor_changes_for_ticks(tmp_path: Pat
         assert len(response.schemas) == 1 and len(response.ticks) == 1 and not response.objects
         await store.apply(change(("n1", 1)), actor="t")
         assert len((await reader.read()).objects) == 1
+
+
+async def test_ticks_of_many_nodes_come_together_and_a_change_takes_them_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phase slots spread them over the second; a message for each would cost the host most of what watchers cost."""
+    hub, request = SampleHub(), cluster_pb2.WatchRequest(kinds=[common_pb2.KIND_NODE])
+    request.samples.SetInParent()
+    names = [f"n{i}" for i in range(8)]
+    for name in names:
+        hub.add_schema(schema(name))
+    async with a_store(tmp_path) as store, Reader(store, request, hub) as reader:
+        await reader.reach(store.state.revision)
+        past = [await reader.read() for _ in names]
+        assert all(len(message.schemas) == 1 for message in past)
+        monkeypatch.setattr(watch, "SAMPLES_EVERY_S", 1.0)
+        coming = asyncio.create_task(reader.read())
+        for seq, name in enumerate(names, 1):
+            hub.add(tick(name, seq))
+            await asyncio.sleep(0)
+        assert [t.node for t in (await coming).ticks] == names
+        monkeypatch.setattr(watch, "SAMPLES_EVERY_S", 3600.0)
+        hub.add(tick("n1", 20))
+        await store.apply(change(("m1", 4)), actor="test")
+        both = await reader.read()
+        assert [t.seq for t in both.ticks] == [20] and [o.key for o in both.objects] == ["m1"]

@@ -66,6 +66,7 @@ class Link:
         self.detached = asyncio.Event()
         self.attaches = 0
         self._leaving = False
+        self._host_us, self._host_heard_ns = 0, time.monotonic_ns()
 
     # What workers say
 
@@ -205,6 +206,7 @@ class Link:
         self.welcome = welcome
         self.attaches += 1
         self._acked = welcome.report_seq
+        self._host_us = 0
         self._ring.reconnected()
         while not self._out.empty():
             self._out.get_nowait()
@@ -227,6 +229,7 @@ class Link:
                 ) from None
             if not isinstance(message, agent_pb2.AttachResponse):
                 return
+            self._note_time(message)
             if message.WhichOneof("body") == "ack":
                 if message.ack.report_seq:
                     await asyncio.to_thread(self._outbox.delete, message.ack.report_seq)
@@ -234,6 +237,12 @@ class Link:
                     self._ring.acknowledge(message.ack.tick_seq)
             else:
                 self._receive(message)
+
+    def _note_time(self, message: agent_pb2.AttachResponse) -> None:
+        """Keep the host's time, to be sent back: from that it knows how far our clocks are apart."""
+        told = message.ack.time_unix_us or message.heartbeat.time_unix_us
+        if told:
+            self._host_us, self._host_heard_ns = told, time.monotonic_ns()
 
     async def _write(self, call: Any) -> None:
         while True:
@@ -265,7 +274,10 @@ class Link:
             now = time.monotonic()
             if now >= due:
                 due = now + interval
-                beat = agent_pb2.Heartbeat(time_unix_us=time.time_ns() // 1000)
+                held = time.monotonic_ns() - self._host_heard_ns
+                beat = agent_pb2.Heartbeat(
+                    time_unix_us=time.time_ns() // 1000, echo_unix_us=self._host_us, held_us=held // 1000
+                )
                 await self._out.put(agent_pb2.AttachRequest(heartbeat=beat))
                 fresh = await asyncio.to_thread(self.facts)
                 progress = agent_pb2.Progress(running=running, facts=fresh if fresh != facts else None)

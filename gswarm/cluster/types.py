@@ -27,6 +27,7 @@ class Kind(Enum):
     PLAN = "plan"
     SESSION = "session"
     EVENT = "event"
+    ALERT = "alert"
 
 
 class Owner(Enum):
@@ -198,6 +199,10 @@ class Node:
     """PEM of the peer port's self-signed certificate, pinned by who connects; empty: plain, loopback only."""
     sampling: tuple[SamplingGroup, ...] = ()
     """Slow metrics that its agent should sample; kept by the host."""
+    clock_offset_us: int | None = None
+    """The node's clock minus the host's, microseconds, from heartbeats; absent until known. Sample times are the node's."""
+    clock_error_us: int = 0
+    """How far that may be wrong, microseconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from gswarm.host.clocks import Clock
 from gswarm.v1 import agent_pb2
 
 OUTBOX_LIMIT = 4096
@@ -23,6 +24,7 @@ class Connection:
     tick_acked: int = 0
     tick_told: int = 0
     desired_due: bool = False
+    clock: Clock = field(default_factory=Clock)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, message: agent_pb2.AttachResponse) -> bool:

@@ -92,7 +92,7 @@ class HttpServer:
         except GswarmError as error:
             await _answer(send, error.http, f"{error}\n".encode(), b"text/plain; charset=utf-8")
             return
-        body = prometheus.render(self._host).encode()
+        body = (await prometheus.page(self._host)).encode()
         await _answer(send, 200, body, b"text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 
 from gswarm import __version__
 from gswarm.errors import RefusedError
+from gswarm.host.clocks import Offset
 from gswarm.host.connection import Connection
 from gswarm.host.store import Transaction
 from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2
@@ -15,6 +16,7 @@ from gswarm.v1.cluster_pb2 import Device, Node
 from gswarm.v1.models_pb2 import Placement, Service
 
 SILENT_BEATS = 3
+FINE_US = 5_000
 HelloHandler = Callable[[Transaction, str, agent_pb2.Hello], None]
 
 
@@ -27,6 +29,8 @@ def join(hello: agent_pb2.Hello, detail: str, handlers: Iterable[HelloHandler]) 
         node.CopyFrom(hello.node)
         known = tx.get(Node, name)
         node.phase, node.detail = cluster_pb2.NODE_PHASE_READY, detail
+        if known is not None and known.HasField("clock_offset_us"):
+            node.clock_offset_us, node.clock_error_us = known.clock_offset_us, known.clock_error_us
         if known is not None and known.HasField("joined_at"):
             node.joined_at.CopyFrom(known.joined_at)
         else:
@@ -135,6 +139,31 @@ def lost(name: str, silent_s: float) -> Callable[[Transaction], None]:
         tx.event("node.unreachable", f"{name} is silent", subject=node, severity=common_pb2.SEVERITY_ERROR)
 
     return operation
+
+
+def clocks(offsets: Mapping[str, Offset]) -> Callable[[Transaction], None]:
+    """What nodes' clocks differ by, where that is news."""
+
+    def operation(tx: Transaction) -> None:
+        for name, offset in offsets.items():
+            node = tx.edit(Node, name)
+            if node is not None and is_news(node, offset):
+                node.clock_offset_us, node.clock_error_us = offset.us, offset.error_us
+                tx.put(node)
+
+    return operation
+
+
+def is_news(node: Node, offset: Offset) -> bool:
+    """Whether an offset says more than what is known: nothing was, it lies elsewhere, or it is four times as sure.
+
+    Better than a few milliseconds no one needs: samples lie further apart.
+    """
+    if not node.HasField("clock_offset_us"):
+        return True
+    moved = abs(node.clock_offset_us - offset.us)
+    surer = offset.error_us * 4 < node.clock_error_us and node.clock_error_us > FINE_US
+    return moved > node.clock_error_us + offset.error_us or surer
 
 
 def left(connection: Connection, reason: str) -> Callable[[Transaction], None]:

@@ -25,13 +25,16 @@ from gswarm.errors import (
     UnreachableError,
 )
 from gswarm.host.auth import Caller, caller
+from gswarm.host.clocks import Offset
 from gswarm.host.connection import Connection
 from gswarm.host.desired import Desired
 from gswarm.host.membership import (
     SILENT_BEATS,
     HelloHandler,
+    clocks,
     concerns,
     fenced,
+    is_news,
     join,
     left,
     lost,
@@ -191,6 +194,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
                 if number % TELL_BEATS == 0:
                     self._tell_all()
                 await self._notice_silence()
+                await self._notice_clocks()
         finally:
             unsubscribe()
             for connection in self._connections.values():
@@ -210,7 +214,8 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         if connection.tick_acked == connection.tick_told:
             return None
         connection.tick_told = connection.tick_acked
-        return agent_pb2.AttachResponse(ack=agent_pb2.Ack(tick_seq=connection.tick_acked))
+        ack = agent_pb2.Ack(tick_seq=connection.tick_acked, time_unix_us=time.time_ns() // 1000)
+        return agent_pb2.AttachResponse(ack=ack)
 
     @staticmethod
     def _clock_due() -> float:
@@ -226,6 +231,15 @@ class Nodes(agent_pb2_grpc.AgentServicer):
                 connection.closed.set()
             if node.phase == cluster_pb2.NODE_PHASE_READY:
                 await self.store.apply(lost(node.name, silent_s), actor="host", method="silence")
+
+    async def _notice_clocks(self) -> None:
+        found: dict[str, Offset] = {}
+        for name, connection in self._connections.items():
+            node, offset = self.store.state.get(Node, name), connection.clock.offset
+            if node is not None and offset is not None and is_news(node, offset):
+                found[name] = offset
+        if found:
+            await self.store.apply(clocks(found), actor="host", durable=False)
 
     def _on_batch(self, batch: Batch) -> None:
         for name in self.desired.concerned(batch):
@@ -335,6 +349,11 @@ class Nodes(agent_pb2_grpc.AgentServicer):
                     message.tick.node = connection.node
                     self.hub.add(message.tick)
                     connection.tick_seq = message.tick.seq
+                case "heartbeat":
+                    beat = message.heartbeat
+                    if beat.echo_unix_us:
+                        now_us = time.time_ns() // 1000
+                        connection.clock.exchange(beat.echo_unix_us, beat.held_us, beat.time_unix_us, now_us)
                 case "report":
                     await connection.reports.put(message.report)
                 case "schema":

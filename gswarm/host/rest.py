@@ -33,7 +33,7 @@ PLURALS = {slot: f"{slot}s" for slot in BY_SLOT}
 DOMAINS = {
     "node": "cluster", "device": "cluster", "event": "cluster", "model": "model", "placement": "model",
     "service": "model", "chunk": "data", "workflow": "queue", "task": "queue", "lane": "queue", "plan": "queue",
-    "session": "profiler",
+    "session": "profiler", "alert": "alert",
 }  # fmt: skip
 WAIT_LIMIT_S = 300.0
 _CALLER: ContextVar[Swarm] = ContextVar("rest_caller")

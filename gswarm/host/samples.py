@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -127,6 +128,14 @@ class SampleHub:
         recent = [wire for at, wire in known.ring if at >= since]
         return recent or [known.ring[-1][1]]
 
+    def at(self, node: str, time_us: int) -> bytes | None:
+        """The serialised tick that was the newest at a moment of the node's clock; None when none is held from then."""
+        known = self._nodes.get(node)
+        if known is None:
+            return None
+        place = bisect_right(known.ring, time_us, key=lambda held: held[0])
+        return known.ring[place - 1][1] if place else None
+
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with everything that comes; the returned function ends it."""
         self._listeners.append(listener)
@@ -200,6 +209,31 @@ def values(
         value = row[at[slot]] if row is not None else None
         at[slot] += 1
         yield column.name, _plain(value, slot, column.scale)
+
+
+def columns(
+    schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick
+) -> Iterator[tuple[profiler_pb2.MetricColumn, list[float | int | None]]]:
+    """(column, its values in the order of the devices) of a whole tick; None is NA. For many devices at once.
+
+    A column that does not fit the tick is NA for all.
+    """
+    import numpy as np
+
+    rows = len(schema.device_ids)
+    known = [column for column in schema.columns if column.type in _NUMPY]
+    widths = {slot: sum(_NUMPY[column.type][0] == slot for column in known) for slot, _ in _NUMPY.values()}
+    tables: dict[str, list[list[Any]]] = {}
+    for slot, dtype in set(_NUMPY.values()):
+        raw: bytes = getattr(tick, slot)
+        if widths[slot] and len(raw) == rows * widths[slot] * np.dtype(dtype).itemsize:
+            tables[slot] = np.frombuffer(raw, dtype).reshape(rows, widths[slot]).T.tolist()
+    at = dict.fromkeys(widths, 0)
+    for column in known:
+        slot = _NUMPY[column.type][0]
+        found = tables[slot][at[slot]] if slot in tables else [None] * rows
+        at[slot] += 1
+        yield column, [_plain(value, slot, column.scale) for value in found]
 
 
 def _plain(value: Any, slot: str, scale: int) -> float | int | None:

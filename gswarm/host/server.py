@@ -68,6 +68,7 @@ class Sockets:
 
 def build_parts(host: HostContext, sockets: Sockets) -> list[Part]:
     """Every part, in start order."""
+    from gswarm.alert.service import AlertService
     from gswarm.cluster.service import ClusterService
     from gswarm.data.service import DataService
     from gswarm.host.http import HttpServer
@@ -83,6 +84,7 @@ def build_parts(host: HostContext, sockets: Sockets) -> list[Part]:
         DataService(host),
         ProfilerService(host),
         QueueService(host),
+        AlertService(host),
         Gateway(host, sockets.model),
         HttpServer(host, sockets.http),
     ]
@@ -120,7 +122,10 @@ def listen(bind: str, port: int, flag: str) -> socket.socket:
 @contextlib.asynccontextmanager
 async def host(config: Config, state_dir: Path) -> AsyncIterator[HostContext]:
     """A running host. Raises before anything is changed when a port, the bind or the state is unusable."""
+    from gswarm.alert.service import check as check_alerts
+
     tls = check_bind(config.host)
+    check_alerts(config)
     bind = config.host.bind
     with contextlib.ExitStack() as stack:
         # gRPC binds by itself: take the port to see that it is free (or to choose one), and hand it over.

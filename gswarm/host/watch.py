@@ -19,6 +19,8 @@ from gswarm.wire import length_prefixed
 CHUNK_BYTES = 1 << 20
 HEARTBEAT_S = 2.0
 LISTED_EVENTS = 200
+SAMPLES_EVERY_S = 0.25
+"""Ticks of many nodes come spread over the second; a watcher gets those of so long together. State never waits."""
 OVERFLOW_FLOOR = 1_000
 """Pending changes that are always kept, however few objects are watched."""
 
@@ -51,11 +53,12 @@ class Watcher:
         self._sent = 0
         self._relist = False
         self._wake = asyncio.Event()
+        self._ticks_due: asyncio.TimerHandle | None = None
 
     async def follow(self) -> AsyncIterator[bytes]:
         """Serialised WatchResponses until cancelled, or until the list is out with `list_only`."""
         if self.request.list_only:
-            for message in self._list():
+            for message in (*self._list(), *self._past()):
                 yield message
                 await asyncio.sleep(0)
             return
@@ -65,7 +68,7 @@ class Watcher:
         try:
             async for message in self._full_list():
                 yield message
-            for message in self._history():
+            for message in self._past() if self.request.samples.at_unix_us else self._history():
                 yield message
             while True:
                 try:
@@ -84,6 +87,8 @@ class Watcher:
         finally:
             for end in unsubscribe:
                 end()
+            if self._ticks_due is not None:
+                self._ticks_due.cancel()
 
     async def _full_list(self) -> AsyncIterator[bytes]:
         self._relist = False
@@ -126,6 +131,15 @@ class Watcher:
             if parts:
                 yield b"".join(parts)
 
+    def _past(self) -> Iterator[bytes]:
+        """The samples of the moment that was asked for."""
+        if self._sample_nodes is None or not self.request.samples.at_unix_us:
+            return
+        for node in self.hub.nodes():
+            tick = self.hub.at(node, self.request.samples.at_unix_us)
+            if tick is not None and (not self._sample_nodes or node in self._sample_nodes):
+                yield b"".join((*(length_prefixed(6, s) for s in self.hub.schemas(node)), length_prefixed(7, tick)))
+
     def _on_batch(self, batch: Batch) -> None:
         self._revision = batch.revision
         for change in batch.changes:
@@ -159,7 +173,8 @@ class Watcher:
             self._schemas[node] = schema
         if tick:
             self._ticks[node] = tick  # a slow reader gets the newest of each node
-        self._wake.set()
+        if self._ticks_due is None:
+            self._ticks_due = asyncio.get_running_loop().call_later(SAMPLES_EVERY_S, self._wake.set)
 
     def _drain(self) -> Iterator[bytes]:
         pending, self._pending = self._pending, {}
@@ -175,6 +190,9 @@ class Watcher:
             self._sent = revision
         schemas, self._schemas = self._schemas, {}
         ticks, self._ticks = self._ticks, {}
+        if self._ticks_due is not None:
+            self._ticks_due.cancel()
+            self._ticks_due = None
         for schema in schemas.values():
             chunk += length_prefixed(6, schema)
         for tick in ticks.values():

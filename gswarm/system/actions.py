@@ -64,12 +64,14 @@ async def host_start(
     model_port: Annotated[int | None, Doc("port of the OpenAI-compatible gateway")] = None,
     bind: Annotated[str | None, Doc("address to listen on; beyond loopback TLS is on")] = None,
     insecure: Annotated[bool, Doc("allow a bind beyond loopback without TLS")] = False,
+    dcgm_metrics: Annotated[bool, Doc("/metrics also under dcgm-exporter's names")] = False,
 ) -> int:
     """Run a host until Ctrl-C or SIGTERM.
 
     Examples:
         gswarm host start --port 8090 --http-port 8091 --model-port 9010
         gswarm host start --bind 0.0.0.0
+        gswarm host start --dcgm-metrics
     """
     from gswarm import config as settings
     from gswarm.host.server import run
@@ -82,6 +84,7 @@ async def host_start(
         "host.model_port": model_port,
         "host.bind": bind,
         "host.insecure": insecure or None,
+        "http.dcgm_names": dcgm_metrics or None,
     }
     await run(settings.load(flags), settings.state_dir())
     return 0

@@ -49,7 +49,7 @@ def spawn(role: str, arguments: list[str], env: Mapping[str, str], ready: Callab
             stdin=subprocess.DEVNULL,
             stdout=fd,
             stderr=subprocess.STDOUT,
-            env=os.environ | dict(env),
+            env=os.environ | _config() | dict(env),
             start_new_session=True,
             cwd=path.parent,
         )
@@ -66,6 +66,12 @@ def spawn(role: str, arguments: list[str], env: Mapping[str, str], ready: Callab
     raise DeadlineError(
         f"the {role} was not ready after {START_S:g} s", why=_last_line(path, begin), next=f"see {path}"
     )
+
+
+def _config() -> dict[str, str]:
+    """The config.yaml that this command reads, by its full path: what it starts runs in another directory."""
+    path = Path(os.environ.get("GSWARM_CONFIG") or "config.yaml")
+    return {"GSWARM_CONFIG": str(path.absolute())} if path.is_file() else {}
 
 
 def _last_line(path: Path, begin: int) -> str:

@@ -509,19 +509,27 @@ class Heartbeat(_message.Message):
 
     TIME_UNIX_US_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ECHO_UNIX_US_FIELD_NUMBER: _builtins.int
+    HELD_US_FIELD_NUMBER: _builtins.int
     time_unix_us: _builtins.int
     """Agent or host clock, microseconds since the epoch."""
     revision: _builtins.int
     """From the host: the current revision."""
+    echo_unix_us: _builtins.int
+    """From the agent: the host's time in the last message that carried one, for the clocks' difference; 0: none yet."""
+    held_us: _builtins.int
+    """From the agent: how long ago that message came, microseconds."""
     def __init__(
         self,
         *,
         time_unix_us: _builtins.int = ...,
         revision: _builtins.int = ...,
+        echo_unix_us: _builtins.int = ...,
+        held_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "time_unix_us", b"time_unix_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo_unix_us", b"echo_unix_us", "held_us", b"held_us", "revision", b"revision", "time_unix_us", b"time_unix_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -820,19 +828,23 @@ class Ack(_message.Message):
 
     REPORT_SEQ_FIELD_NUMBER: _builtins.int
     TICK_SEQ_FIELD_NUMBER: _builtins.int
+    TIME_UNIX_US_FIELD_NUMBER: _builtins.int
     report_seq: _builtins.int
     """Reports up to here are durable."""
     tick_seq: _builtins.int
     """Ticks up to here are recorded, or no session wants them."""
+    time_unix_us: _builtins.int
+    """Host clock when it was sent, microseconds since the epoch; 0: not told."""
     def __init__(
         self,
         *,
         report_seq: _builtins.int = ...,
         tick_seq: _builtins.int = ...,
+        time_unix_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["report_seq", b"report_seq", "tick_seq", b"tick_seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report_seq", b"report_seq", "tick_seq", b"tick_seq", "time_unix_us", b"time_unix_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

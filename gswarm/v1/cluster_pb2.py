@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from gswarm.v1 import alerts_pb2 as gswarm_dot_v1_dot_alerts__pb2
 from gswarm.v1 import common_pb2 as gswarm_dot_v1_dot_common__pb2
 from gswarm.v1 import data_pb2 as gswarm_dot_v1_dot_data__pb2
 from gswarm.v1 import models_pb2 as gswarm_dot_v1_dot_models__pb2
@@ -30,71 +31,71 @@ from gswarm.v1 import profiler_pb2 as gswarm_dot_v1_dot_profiler__pb2
 from gswarm.v1 import queue_pb2 as gswarm_dot_v1_dot_queue__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gswarm/v1/cluster.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16gswarm/v1/common.proto\x1a\x14gswarm/v1/data.proto\x1a\x16gswarm/v1/models.proto\x1a\x18gswarm/v1/profiler.proto\x1a\x15gswarm/v1/queue.proto\"\xc5\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12#\n\x05phase\x18\x03 \x01(\x0e\x32\x14.gswarm.v1.NodePhase\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\t\x12\x11\n\tpeer_host\x18\x06 \x01(\t\x12\x11\n\tpeer_port\x18\x07 \x01(\r\x12\x11\n\tcpu_count\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12-\n\tjoined_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65tail\x18\x0c \x01(\t\x12\x10\n\x08\x62\x61\x63kends\x18\r \x03(\t\x12\x10\n\x08platform\x18\x0e \x01(\t\x12\x11\n\tsimulated\x18\x0f \x01(\x08\x12\x18\n\x10store_free_bytes\x18\x10 \x01(\x04\x12\x18\n\x10peer_certificate\x18\x11 \x01(\t\x12*\n\x08sampling\x18\x12 \x03(\x0e\x32\x18.gswarm.v1.SamplingGroup\"O\n\nDevicePath\x12\r\n\x05index\x18\x01 \x01(\r\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.gswarm.v1.PathKind\x12\x0f\n\x07nvlinks\x18\x03 \x01(\r\"\x9d\x01\n\rDeviceProcess\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x19\n\x0cmemory_bytes\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\nsm_percent\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04ours\x18\x06 \x01(\x08\x42\x0f\n\r_memory_bytesB\r\n\x0b_sm_percent\"\xc7\x03\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\r\x12#\n\x04kind\x18\x05 \x01(\x0e\x32\x15.gswarm.v1.DeviceKind\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x1b\n\x0epower_limit_mw\x18\x08 \x01(\rH\x00\x88\x01\x01\x12%\n\x05phase\x18\t \x01(\x0e\x32\x16.gswarm.v1.DevicePhase\x12\x0e\n\x06\x64\x65tail\x18\n \x01(\t\x12\x16\n\x0e\x64river_version\x18\x0b \x01(\t\x12.\n\nchanged_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05paths\x18\r \x03(\x0b\x32\x15.gswarm.v1.DevicePath\x12\x14\n\x0c\x63pu_affinity\x18\x0e \x01(\t\x12\x16\n\tnuma_node\x18\x0f \x01(\rH\x01\x88\x01\x01\x12+\n\tprocesses\x18\x10 \x03(\x0b\x32\x18.gswarm.v1.DeviceProcessB\x11\n\x0f_power_limit_mwB\x0c\n\n_numa_node\"\x8f\x01\n\x06\x46ilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12 \n\x02op\x18\x02 \x01(\x0e\x32\x14.gswarm.v1.Filter.Op\x12\r\n\x05value\x18\x03 \x01(\t\"E\n\x02Op\x12\x0e\n\nOP_UNKNOWN\x10\x00\x12\x0c\n\x08OP_EQUAL\x10\x01\x12\x10\n\x0cOP_NOT_EQUAL\x10\x02\x12\x0f\n\x0bOP_CONTAINS\x10\x03\"2\n\x0eSampleInterest\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x11\n\thistory_s\x18\x02 \x01(\x01\"\xbc\x01\n\x0cWatchRequest\x12\x1e\n\x05kinds\x18\x01 \x03(\x0e\x32\x0f.gswarm.v1.Kind\x12\"\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x11.gswarm.v1.Filter\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x0c\n\x04sort\x18\x04 \x01(\t\x12\x11\n\tlist_only\x18\x05 \x01(\x08\x12*\n\x07samples\x18\x06 \x01(\x0b\x32\x19.gswarm.v1.SampleInterest\x12\x0c\n\x04keys\x18\x07 \x03(\t\"\x93\x04\n\x06Object\x12\x1d\n\x04kind\x18\x01 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\x12\x1f\n\x04node\x18\n \x01(\x0b\x32\x0f.gswarm.v1.NodeH\x00\x12#\n\x06\x64\x65vice\x18\x0b \x01(\x0b\x32\x11.gswarm.v1.DeviceH\x00\x12!\n\x05model\x18\x0c \x01(\x0b\x32\x10.gswarm.v1.ModelH\x00\x12)\n\tplacement\x18\r \x01(\x0b\x32\x14.gswarm.v1.PlacementH\x00\x12%\n\x07service\x18\x0e \x01(\x0b\x32\x12.gswarm.v1.ServiceH\x00\x12!\n\x05\x63hunk\x18\x0f \x01(\x0b\x32\x10.gswarm.v1.ChunkH\x00\x12\'\n\x08workflow\x18\x10 \x01(\x0b\x32\x13.gswarm.v1.WorkflowH\x00\x12\x1f\n\x04task\x18\x11 \x01(\x0b\x32\x0f.gswarm.v1.TaskH\x00\x12\x1f\n\x04lane\x18\x12 \x01(\x0b\x32\x0f.gswarm.v1.LaneH\x00\x12\x1f\n\x04plan\x18\x13 \x01(\x0b\x32\x0f.gswarm.v1.PlanH\x00\x12%\n\x07session\x18\x14 \x01(\x0b\x32\x12.gswarm.v1.SessionH\x00\x12!\n\x05\x65vent\x18\x15 \x01(\x0b\x32\x10.gswarm.v1.EventH\x00\x42\x06\n\x04\x62ody\"7\n\x04Rest\x12\x1d\n\x04kind\x18\x01 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x10\n\x08left_out\x18\x02 \x01(\x04\"\xec\x01\n\rWatchResponse\x12\"\n\x07objects\x18\x01 \x03(\x0b\x32\x11.gswarm.v1.Object\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04list\x18\x03 \x01(\x08\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x04rest\x18\x05 \x03(\x0b\x32\x0f.gswarm.v1.Rest\x12(\n\x07schemas\x18\x06 \x03(\x0b\x32\x17.gswarm.v1.MetricSchema\x12$\n\x05ticks\x18\x07 \x03(\x0b\x32\x15.gswarm.v1.SampleTick\"\x0f\n\rStatusRequest\"\xa7\x02\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\r\n\x05nodes\x18\x04 \x01(\r\x12\x0f\n\x07\x64\x65vices\x18\x05 \x01(\r\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x11\n\tgrpc_port\x18\x07 \x01(\r\x12\x11\n\thttp_port\x18\x08 \x01(\r\x12\x12\n\nmodel_port\x18\t \x01(\r\x12\x11\n\tstate_dir\x18\n \x01(\t\x12\x0c\n\x04role\x18\x0b \x01(\t\x12(\n\x04time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08loopback\x18\r \x01(\x08\"G\n\x11\x46orgetNodeRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"&\n\x12\x46orgetNodeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"u\n\x12\x43reateTokenRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1d\n\x04role\x18\x03 \x01(\x0e\x32\x0f.gswarm.v1.Role\x12\x0c\n\x04node\x18\x04 \x01(\t\"6\n\x13\x43reateTokenResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\"H\n\x12RevokeTokenRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"\'\n\x13RevokeTokenResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"\x13\n\x11ListTokensRequest\"v\n\tTokenInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.gswarm.v1.Role\x12\x0c\n\x04node\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x12ListTokensResponse\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.gswarm.v1.TokenInfo\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*j\n\tNodePhase\x12\x16\n\x12NODE_PHASE_UNKNOWN\x10\x00\x12\x14\n\x10NODE_PHASE_READY\x10\x01\x12\x1a\n\x16NODE_PHASE_UNREACHABLE\x10\x02\x12\x13\n\x0fNODE_PHASE_LEFT\x10\x03*\x7f\n\nDeviceKind\x12\x17\n\x13\x44\x45VICE_KIND_UNKNOWN\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_GPU\x10\x01\x12\x13\n\x0f\x44\x45VICE_KIND_MIG\x10\x02\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x03\x12\x19\n\x15\x44\x45VICE_KIND_SIMULATED\x10\x04*V\n\x0b\x44\x65vicePhase\x12\x18\n\x14\x44\x45VICE_PHASE_UNKNOWN\x10\x00\x12\x16\n\x12\x44\x45VICE_PHASE_READY\x10\x01\x12\x15\n\x11\x44\x45VICE_PHASE_LOST\x10\x02*\xaf\x01\n\x08PathKind\x12\x15\n\x11PATH_KIND_UNKNOWN\x10\x00\x12\x14\n\x10PATH_KIND_NVLINK\x10\x01\x12\x16\n\x12PATH_KIND_INTERNAL\x10\x02\x12\x11\n\rPATH_KIND_PIX\x10\x03\x12\x11\n\rPATH_KIND_PXB\x10\x04\x12\x11\n\rPATH_KIND_PHB\x10\x05\x12\x12\n\x0ePATH_KIND_NODE\x10\x06\x12\x11\n\rPATH_KIND_SYS\x10\x07*l\n\x04Role\x12\x10\n\x0cROLE_UNKNOWN\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x11\n\rROLE_OPERATOR\x10\x02\x12\x0e\n\nROLE_AGENT\x10\x03\x12\x0e\n\nROLE_INFER\x10\x04\x12\x0e\n\nROLE_ADMIN\x10\x05\x32\xfd\x03\n\x07\x43luster\x12<\n\x05Watch\x12\x17.gswarm.v1.WatchRequest\x1a\x18.gswarm.v1.WatchResponse0\x01\x12=\n\x06Status\x12\x18.gswarm.v1.StatusRequest\x1a\x19.gswarm.v1.StatusResponse\x12I\n\nForgetNode\x12\x1c.gswarm.v1.ForgetNodeRequest\x1a\x1d.gswarm.v1.ForgetNodeResponse\x12L\n\x0b\x43reateToken\x12\x1d.gswarm.v1.CreateTokenRequest\x1a\x1e.gswarm.v1.CreateTokenResponse\x12L\n\x0bRevokeToken\x12\x1d.gswarm.v1.RevokeTokenRequest\x1a\x1e.gswarm.v1.RevokeTokenResponse\x12I\n\nListTokens\x12\x1c.gswarm.v1.ListTokensRequest\x1a\x1d.gswarm.v1.ListTokensResponse\x12\x43\n\x08Shutdown\x12\x1a.gswarm.v1.ShutdownRequest\x1a\x1b.gswarm.v1.ShutdownResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gswarm/v1/cluster.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16gswarm/v1/alerts.proto\x1a\x16gswarm/v1/common.proto\x1a\x14gswarm/v1/data.proto\x1a\x16gswarm/v1/models.proto\x1a\x18gswarm/v1/profiler.proto\x1a\x15gswarm/v1/queue.proto\"\x8f\x04\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12#\n\x05phase\x18\x03 \x01(\x0e\x32\x14.gswarm.v1.NodePhase\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\t\x12\x11\n\tpeer_host\x18\x06 \x01(\t\x12\x11\n\tpeer_port\x18\x07 \x01(\r\x12\x11\n\tcpu_count\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12-\n\tjoined_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65tail\x18\x0c \x01(\t\x12\x10\n\x08\x62\x61\x63kends\x18\r \x03(\t\x12\x10\n\x08platform\x18\x0e \x01(\t\x12\x11\n\tsimulated\x18\x0f \x01(\x08\x12\x18\n\x10store_free_bytes\x18\x10 \x01(\x04\x12\x18\n\x10peer_certificate\x18\x11 \x01(\t\x12*\n\x08sampling\x18\x12 \x03(\x0e\x32\x18.gswarm.v1.SamplingGroup\x12\x1c\n\x0f\x63lock_offset_us\x18\x13 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\x0e\x63lock_error_us\x18\x14 \x01(\x04\x42\x12\n\x10_clock_offset_us\"O\n\nDevicePath\x12\r\n\x05index\x18\x01 \x01(\r\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.gswarm.v1.PathKind\x12\x0f\n\x07nvlinks\x18\x03 \x01(\r\"\x9d\x01\n\rDeviceProcess\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x19\n\x0cmemory_bytes\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\nsm_percent\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04ours\x18\x06 \x01(\x08\x42\x0f\n\r_memory_bytesB\r\n\x0b_sm_percent\"\xc7\x03\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\r\x12#\n\x04kind\x18\x05 \x01(\x0e\x32\x15.gswarm.v1.DeviceKind\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x1b\n\x0epower_limit_mw\x18\x08 \x01(\rH\x00\x88\x01\x01\x12%\n\x05phase\x18\t \x01(\x0e\x32\x16.gswarm.v1.DevicePhase\x12\x0e\n\x06\x64\x65tail\x18\n \x01(\t\x12\x16\n\x0e\x64river_version\x18\x0b \x01(\t\x12.\n\nchanged_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05paths\x18\r \x03(\x0b\x32\x15.gswarm.v1.DevicePath\x12\x14\n\x0c\x63pu_affinity\x18\x0e \x01(\t\x12\x16\n\tnuma_node\x18\x0f \x01(\rH\x01\x88\x01\x01\x12+\n\tprocesses\x18\x10 \x03(\x0b\x32\x18.gswarm.v1.DeviceProcessB\x11\n\x0f_power_limit_mwB\x0c\n\n_numa_node\"\x8f\x01\n\x06\x46ilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12 \n\x02op\x18\x02 \x01(\x0e\x32\x14.gswarm.v1.Filter.Op\x12\r\n\x05value\x18\x03 \x01(\t\"E\n\x02Op\x12\x0e\n\nOP_UNKNOWN\x10\x00\x12\x0c\n\x08OP_EQUAL\x10\x01\x12\x10\n\x0cOP_NOT_EQUAL\x10\x02\x12\x0f\n\x0bOP_CONTAINS\x10\x03\"F\n\x0eSampleInterest\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x11\n\thistory_s\x18\x02 \x01(\x01\x12\x12\n\nat_unix_us\x18\x03 \x01(\x03\"\xbc\x01\n\x0cWatchRequest\x12\x1e\n\x05kinds\x18\x01 \x03(\x0e\x32\x0f.gswarm.v1.Kind\x12\"\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x11.gswarm.v1.Filter\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x0c\n\x04sort\x18\x04 \x01(\t\x12\x11\n\tlist_only\x18\x05 \x01(\x08\x12*\n\x07samples\x18\x06 \x01(\x0b\x32\x19.gswarm.v1.SampleInterest\x12\x0c\n\x04keys\x18\x07 \x03(\t\"\xb6\x04\n\x06Object\x12\x1d\n\x04kind\x18\x01 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\x12\x1f\n\x04node\x18\n \x01(\x0b\x32\x0f.gswarm.v1.NodeH\x00\x12#\n\x06\x64\x65vice\x18\x0b \x01(\x0b\x32\x11.gswarm.v1.DeviceH\x00\x12!\n\x05model\x18\x0c \x01(\x0b\x32\x10.gswarm.v1.ModelH\x00\x12)\n\tplacement\x18\r \x01(\x0b\x32\x14.gswarm.v1.PlacementH\x00\x12%\n\x07service\x18\x0e \x01(\x0b\x32\x12.gswarm.v1.ServiceH\x00\x12!\n\x05\x63hunk\x18\x0f \x01(\x0b\x32\x10.gswarm.v1.ChunkH\x00\x12\'\n\x08workflow\x18\x10 \x01(\x0b\x32\x13.gswarm.v1.WorkflowH\x00\x12\x1f\n\x04task\x18\x11 \x01(\x0b\x32\x0f.gswarm.v1.TaskH\x00\x12\x1f\n\x04lane\x18\x12 \x01(\x0b\x32\x0f.gswarm.v1.LaneH\x00\x12\x1f\n\x04plan\x18\x13 \x01(\x0b\x32\x0f.gswarm.v1.PlanH\x00\x12%\n\x07session\x18\x14 \x01(\x0b\x32\x12.gswarm.v1.SessionH\x00\x12!\n\x05\x65vent\x18\x15 \x01(\x0b\x32\x10.gswarm.v1.EventH\x00\x12!\n\x05\x61lert\x18\x16 \x01(\x0b\x32\x10.gswarm.v1.AlertH\x00\x42\x06\n\x04\x62ody\"7\n\x04Rest\x12\x1d\n\x04kind\x18\x01 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x10\n\x08left_out\x18\x02 \x01(\x04\"\xec\x01\n\rWatchResponse\x12\"\n\x07objects\x18\x01 \x03(\x0b\x32\x11.gswarm.v1.Object\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04list\x18\x03 \x01(\x08\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x04rest\x18\x05 \x03(\x0b\x32\x0f.gswarm.v1.Rest\x12(\n\x07schemas\x18\x06 \x03(\x0b\x32\x17.gswarm.v1.MetricSchema\x12$\n\x05ticks\x18\x07 \x03(\x0b\x32\x15.gswarm.v1.SampleTick\"\x0f\n\rStatusRequest\"\xa7\x02\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\r\n\x05nodes\x18\x04 \x01(\r\x12\x0f\n\x07\x64\x65vices\x18\x05 \x01(\r\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x11\n\tgrpc_port\x18\x07 \x01(\r\x12\x11\n\thttp_port\x18\x08 \x01(\r\x12\x12\n\nmodel_port\x18\t \x01(\r\x12\x11\n\tstate_dir\x18\n \x01(\t\x12\x0c\n\x04role\x18\x0b \x01(\t\x12(\n\x04time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08loopback\x18\r \x01(\x08\"G\n\x11\x46orgetNodeRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"&\n\x12\x46orgetNodeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"u\n\x12\x43reateTokenRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1d\n\x04role\x18\x03 \x01(\x0e\x32\x0f.gswarm.v1.Role\x12\x0c\n\x04node\x18\x04 \x01(\t\"6\n\x13\x43reateTokenResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\"H\n\x12RevokeTokenRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"\'\n\x13RevokeTokenResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"\x13\n\x11ListTokensRequest\"v\n\tTokenInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.gswarm.v1.Role\x12\x0c\n\x04node\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x12ListTokensResponse\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.gswarm.v1.TokenInfo\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*j\n\tNodePhase\x12\x16\n\x12NODE_PHASE_UNKNOWN\x10\x00\x12\x14\n\x10NODE_PHASE_READY\x10\x01\x12\x1a\n\x16NODE_PHASE_UNREACHABLE\x10\x02\x12\x13\n\x0fNODE_PHASE_LEFT\x10\x03*\x7f\n\nDeviceKind\x12\x17\n\x13\x44\x45VICE_KIND_UNKNOWN\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_GPU\x10\x01\x12\x13\n\x0f\x44\x45VICE_KIND_MIG\x10\x02\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x03\x12\x19\n\x15\x44\x45VICE_KIND_SIMULATED\x10\x04*V\n\x0b\x44\x65vicePhase\x12\x18\n\x14\x44\x45VICE_PHASE_UNKNOWN\x10\x00\x12\x16\n\x12\x44\x45VICE_PHASE_READY\x10\x01\x12\x15\n\x11\x44\x45VICE_PHASE_LOST\x10\x02*\xaf\x01\n\x08PathKind\x12\x15\n\x11PATH_KIND_UNKNOWN\x10\x00\x12\x14\n\x10PATH_KIND_NVLINK\x10\x01\x12\x16\n\x12PATH_KIND_INTERNAL\x10\x02\x12\x11\n\rPATH_KIND_PIX\x10\x03\x12\x11\n\rPATH_KIND_PXB\x10\x04\x12\x11\n\rPATH_KIND_PHB\x10\x05\x12\x12\n\x0ePATH_KIND_NODE\x10\x06\x12\x11\n\rPATH_KIND_SYS\x10\x07*l\n\x04Role\x12\x10\n\x0cROLE_UNKNOWN\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x11\n\rROLE_OPERATOR\x10\x02\x12\x0e\n\nROLE_AGENT\x10\x03\x12\x0e\n\nROLE_INFER\x10\x04\x12\x0e\n\nROLE_ADMIN\x10\x05\x32\xfd\x03\n\x07\x43luster\x12<\n\x05Watch\x12\x17.gswarm.v1.WatchRequest\x1a\x18.gswarm.v1.WatchResponse0\x01\x12=\n\x06Status\x12\x18.gswarm.v1.StatusRequest\x1a\x19.gswarm.v1.StatusResponse\x12I\n\nForgetNode\x12\x1c.gswarm.v1.ForgetNodeRequest\x1a\x1d.gswarm.v1.ForgetNodeResponse\x12L\n\x0b\x43reateToken\x12\x1d.gswarm.v1.CreateTokenRequest\x1a\x1e.gswarm.v1.CreateTokenResponse\x12L\n\x0bRevokeToken\x12\x1d.gswarm.v1.RevokeTokenRequest\x1a\x1e.gswarm.v1.RevokeTokenResponse\x12I\n\nListTokens\x12\x1c.gswarm.v1.ListTokensRequest\x1a\x1d.gswarm.v1.ListTokensResponse\x12\x43\n\x08Shutdown\x12\x1a.gswarm.v1.ShutdownRequest\x1a\x1b.gswarm.v1.ShutdownResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gswarm.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEPHASE']._serialized_start=3522
-  _globals['_NODEPHASE']._serialized_end=3628
-  _globals['_DEVICEKIND']._serialized_start=3630
-  _globals['_DEVICEKIND']._serialized_end=3757
-  _globals['_DEVICEPHASE']._serialized_start=3759
-  _globals['_DEVICEPHASE']._serialized_end=3845
-  _globals['_PATHKIND']._serialized_start=3848
-  _globals['_PATHKIND']._serialized_end=4023
-  _globals['_ROLE']._serialized_start=4025
-  _globals['_ROLE']._serialized_end=4133
-  _globals['_NODE']._serialized_start=191
-  _globals['_NODE']._serialized_end=644
-  _globals['_DEVICEPATH']._serialized_start=646
-  _globals['_DEVICEPATH']._serialized_end=725
-  _globals['_DEVICEPROCESS']._serialized_start=728
-  _globals['_DEVICEPROCESS']._serialized_end=885
-  _globals['_DEVICE']._serialized_start=888
-  _globals['_DEVICE']._serialized_end=1343
-  _globals['_FILTER']._serialized_start=1346
-  _globals['_FILTER']._serialized_end=1489
-  _globals['_FILTER_OP']._serialized_start=1420
-  _globals['_FILTER_OP']._serialized_end=1489
-  _globals['_SAMPLEINTEREST']._serialized_start=1491
-  _globals['_SAMPLEINTEREST']._serialized_end=1541
-  _globals['_WATCHREQUEST']._serialized_start=1544
-  _globals['_WATCHREQUEST']._serialized_end=1732
-  _globals['_OBJECT']._serialized_start=1735
-  _globals['_OBJECT']._serialized_end=2266
-  _globals['_REST']._serialized_start=2268
-  _globals['_REST']._serialized_end=2323
-  _globals['_WATCHRESPONSE']._serialized_start=2326
-  _globals['_WATCHRESPONSE']._serialized_end=2562
-  _globals['_STATUSREQUEST']._serialized_start=2564
-  _globals['_STATUSREQUEST']._serialized_end=2579
-  _globals['_STATUSRESPONSE']._serialized_start=2582
-  _globals['_STATUSRESPONSE']._serialized_end=2877
-  _globals['_FORGETNODEREQUEST']._serialized_start=2879
-  _globals['_FORGETNODEREQUEST']._serialized_end=2950
-  _globals['_FORGETNODERESPONSE']._serialized_start=2952
-  _globals['_FORGETNODERESPONSE']._serialized_end=2990
-  _globals['_CREATETOKENREQUEST']._serialized_start=2992
-  _globals['_CREATETOKENREQUEST']._serialized_end=3109
-  _globals['_CREATETOKENRESPONSE']._serialized_start=3111
-  _globals['_CREATETOKENRESPONSE']._serialized_end=3165
-  _globals['_REVOKETOKENREQUEST']._serialized_start=3167
-  _globals['_REVOKETOKENREQUEST']._serialized_end=3239
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=3241
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=3280
-  _globals['_LISTTOKENSREQUEST']._serialized_start=3282
-  _globals['_LISTTOKENSREQUEST']._serialized_end=3301
-  _globals['_TOKENINFO']._serialized_start=3303
-  _globals['_TOKENINFO']._serialized_end=3421
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=3423
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=3481
-  _globals['_SHUTDOWNREQUEST']._serialized_start=3483
-  _globals['_SHUTDOWNREQUEST']._serialized_end=3500
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=3502
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=3520
-  _globals['_CLUSTER']._serialized_start=4136
-  _globals['_CLUSTER']._serialized_end=4645
+  _globals['_NODEPHASE']._serialized_start=3675
+  _globals['_NODEPHASE']._serialized_end=3781
+  _globals['_DEVICEKIND']._serialized_start=3783
+  _globals['_DEVICEKIND']._serialized_end=3910
+  _globals['_DEVICEPHASE']._serialized_start=3912
+  _globals['_DEVICEPHASE']._serialized_end=3998
+  _globals['_PATHKIND']._serialized_start=4001
+  _globals['_PATHKIND']._serialized_end=4176
+  _globals['_ROLE']._serialized_start=4178
+  _globals['_ROLE']._serialized_end=4286
+  _globals['_NODE']._serialized_start=215
+  _globals['_NODE']._serialized_end=742
+  _globals['_DEVICEPATH']._serialized_start=744
+  _globals['_DEVICEPATH']._serialized_end=823
+  _globals['_DEVICEPROCESS']._serialized_start=826
+  _globals['_DEVICEPROCESS']._serialized_end=983
+  _globals['_DEVICE']._serialized_start=986
+  _globals['_DEVICE']._serialized_end=1441
+  _globals['_FILTER']._serialized_start=1444
+  _globals['_FILTER']._serialized_end=1587
+  _globals['_FILTER_OP']._serialized_start=1518
+  _globals['_FILTER_OP']._serialized_end=1587
+  _globals['_SAMPLEINTEREST']._serialized_start=1589
+  _globals['_SAMPLEINTEREST']._serialized_end=1659
+  _globals['_WATCHREQUEST']._serialized_start=1662
+  _globals['_WATCHREQUEST']._serialized_end=1850
+  _globals['_OBJECT']._serialized_start=1853
+  _globals['_OBJECT']._serialized_end=2419
+  _globals['_REST']._serialized_start=2421
+  _globals['_REST']._serialized_end=2476
+  _globals['_WATCHRESPONSE']._serialized_start=2479
+  _globals['_WATCHRESPONSE']._serialized_end=2715
+  _globals['_STATUSREQUEST']._serialized_start=2717
+  _globals['_STATUSREQUEST']._serialized_end=2732
+  _globals['_STATUSRESPONSE']._serialized_start=2735
+  _globals['_STATUSRESPONSE']._serialized_end=3030
+  _globals['_FORGETNODEREQUEST']._serialized_start=3032
+  _globals['_FORGETNODEREQUEST']._serialized_end=3103
+  _globals['_FORGETNODERESPONSE']._serialized_start=3105
+  _globals['_FORGETNODERESPONSE']._serialized_end=3143
+  _globals['_CREATETOKENREQUEST']._serialized_start=3145
+  _globals['_CREATETOKENREQUEST']._serialized_end=3262
+  _globals['_CREATETOKENRESPONSE']._serialized_start=3264
+  _globals['_CREATETOKENRESPONSE']._serialized_end=3318
+  _globals['_REVOKETOKENREQUEST']._serialized_start=3320
+  _globals['_REVOKETOKENREQUEST']._serialized_end=3392
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=3394
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=3433
+  _globals['_LISTTOKENSREQUEST']._serialized_start=3435
+  _globals['_LISTTOKENSREQUEST']._serialized_end=3454
+  _globals['_TOKENINFO']._serialized_start=3456
+  _globals['_TOKENINFO']._serialized_end=3574
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=3576
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=3634
+  _globals['_SHUTDOWNREQUEST']._serialized_start=3636
+  _globals['_SHUTDOWNREQUEST']._serialized_end=3653
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=3655
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=3673
+  _globals['_CLUSTER']._serialized_start=4289
+  _globals['_CLUSTER']._serialized_end=4798
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from gswarm.v1 import alerts_pb2 as _alerts_pb2
 from gswarm.v1 import common_pb2 as _common_pb2
 from gswarm.v1 import data_pb2 as _data_pb2
 from gswarm.v1 import models_pb2 as _models_pb2
@@ -187,6 +188,8 @@ class Node(_message.Message):
     STORE_FREE_BYTES_FIELD_NUMBER: _builtins.int
     PEER_CERTIFICATE_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    CLOCK_OFFSET_US_FIELD_NUMBER: _builtins.int
+    CLOCK_ERROR_US_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     incarnation: _builtins.str
     """New at each agent process start (UUID hex)."""
@@ -210,6 +213,10 @@ class Node(_message.Message):
     """Free bytes of the model store's file system, as last reported."""
     peer_certificate: _builtins.str
     """PEM of the peer port's self-signed certificate, pinned by who connects; empty: plain, loopback only."""
+    clock_offset_us: _builtins.int
+    """The node's clock minus the host's, microseconds, from heartbeats; absent until known. Sample times are the node's."""
+    clock_error_us: _builtins.int
+    """How far that may be wrong, microseconds."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional abilities the agent announced, for example "peer", "simulate"."""
@@ -247,12 +254,16 @@ class Node(_message.Message):
         store_free_bytes: _builtins.int = ...,
         peer_certificate: _builtins.str = ...,
         sampling: _abc.Iterable[_profiler_pb2.SamplingGroup.ValueType] | None = ...,
+        clock_offset_us: _builtins.int | None = ...,
+        clock_error_us: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["joined_at", b"joined_at", "last_seen", b"last_seen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_us", b"_clock_offset_us", "clock_offset_us", b"clock_offset_us", "joined_at", b"joined_at", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "cpu_count", b"cpu_count", "detail", b"detail", "features", b"features", "incarnation", b"incarnation", "joined_at", b"joined_at", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "peer_certificate", b"peer_certificate", "peer_host", b"peer_host", "peer_port", b"peer_port", "phase", b"phase", "platform", b"platform", "sampling", b"sampling", "simulated", b"simulated", "store_free_bytes", b"store_free_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_us", b"_clock_offset_us", "backends", b"backends", "clock_error_us", b"clock_error_us", "clock_offset_us", b"clock_offset_us", "cpu_count", b"cpu_count", "detail", b"detail", "features", b"features", "incarnation", b"incarnation", "joined_at", b"joined_at", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "peer_certificate", b"peer_certificate", "peer_host", b"peer_host", "peer_port", b"peer_port", "phase", b"phase", "platform", b"platform", "sampling", b"sampling", "simulated", b"simulated", "store_free_bytes", b"store_free_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__clock_offset_us: _TypeAlias = _typing.Literal["clock_offset_us"]  # noqa: Y015
+    _WhichOneofArgType__clock_offset_us: _TypeAlias = _typing.Literal["_clock_offset_us", b"_clock_offset_us"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_offset_us) -> _WhichOneofReturnType__clock_offset_us | None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
 
@@ -475,8 +486,13 @@ class SampleInterest(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     HISTORY_S_FIELD_NUMBER: _builtins.int
+    AT_UNIX_US_FIELD_NUMBER: _builtins.int
     history_s: _builtins.float
     """Also send what the host still holds of the last so many seconds (at most 600)."""
+    at_unix_us: _builtins.int
+    """Instead: what each node had sampled at this moment, its newest tick at or before it, microseconds since the epoch
+    on the node's clock; at most 600 s ago. With list_only the stream ends after it. 0: now.
+    """
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these nodes; empty: all."""
@@ -486,10 +502,11 @@ class SampleInterest(_message.Message):
         *,
         nodes: _abc.Iterable[_builtins.str] | None = ...,
         history_s: _builtins.float = ...,
+        at_unix_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["history_s", b"history_s", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_us", b"at_unix_us", "history_s", b"history_s", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -567,6 +584,7 @@ class Object(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
     kind: _common_pb2.Kind.ValueType
     key: _builtins.str
     revision: _builtins.int
@@ -596,6 +614,8 @@ class Object(_message.Message):
     def session(self) -> _profiler_pb2.Session: ...
     @_builtins.property
     def event(self) -> _common_pb2.Event: ...
+    @_builtins.property
+    def alert(self) -> _alerts_pb2.Alert: ...
     def __init__(
         self,
         *,
@@ -615,12 +635,13 @@ class Object(_message.Message):
         plan: _queue_pb2.Plan | None = ...,
         session: _profiler_pb2.Session | None = ...,
         event: _common_pb2.Event | None = ...,
+        alert: _alerts_pb2.Alert | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "chunk", b"chunk", "device", b"device", "event", b"event", "lane", b"lane", "model", b"model", "node", b"node", "placement", b"placement", "plan", b"plan", "service", b"service", "session", b"session", "task", b"task", "workflow", b"workflow"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "body", b"body", "chunk", b"chunk", "device", b"device", "event", b"event", "lane", b"lane", "model", b"model", "node", b"node", "placement", b"placement", "plan", b"plan", "service", b"service", "session", b"session", "task", b"task", "workflow", b"workflow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "chunk", b"chunk", "deleted", b"deleted", "device", b"device", "event", b"event", "key", b"key", "kind", b"kind", "lane", b"lane", "model", b"model", "node", b"node", "placement", b"placement", "plan", b"plan", "revision", b"revision", "service", b"service", "session", b"session", "task", b"task", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "body", b"body", "chunk", b"chunk", "deleted", b"deleted", "device", b"device", "event", b"event", "key", b"key", "kind", b"kind", "lane", b"lane", "model", b"model", "node", b"node", "placement", b"placement", "plan", b"plan", "revision", b"revision", "service", b"service", "session", b"session", "task", b"task", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["node", "device", "model", "placement", "service", "chunk", "workflow", "task", "lane", "plan", "session", "event"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["node", "device", "model", "placement", "service", "chunk", "workflow", "task", "lane", "plan", "session", "event", "alert"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

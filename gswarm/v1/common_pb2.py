@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16gswarm/v1/common.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x0bRequestMeta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11\x65xpected_revision\x18\x02 \x01(\x04\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"\xd9\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04type\x18\x03 \x01(\t\x12%\n\x08severity\x18\x04 \x01(\x0e\x32\x13.gswarm.v1.Severity\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\x12%\n\x0csubject_kind\x18\x07 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x0f\n\x07subject\x18\x08 \x01(\t\x12\x0f\n\x07message\x18\t \x01(\t*\xe0\x01\n\x04Kind\x12\x10\n\x0cKIND_UNKNOWN\x10\x00\x12\r\n\tKIND_NODE\x10\x01\x12\x0f\n\x0bKIND_DEVICE\x10\x02\x12\x0e\n\nKIND_MODEL\x10\x03\x12\x12\n\x0eKIND_PLACEMENT\x10\x04\x12\x10\n\x0cKIND_SERVICE\x10\x05\x12\x0e\n\nKIND_CHUNK\x10\x06\x12\x11\n\rKIND_WORKFLOW\x10\x07\x12\r\n\tKIND_TASK\x10\x08\x12\r\n\tKIND_LANE\x10\t\x12\r\n\tKIND_PLAN\x10\n\x12\x10\n\x0cKIND_SESSION\x10\x0b\x12\x0e\n\nKIND_EVENT\x10\x0c*=\n\x05Owner\x12\x11\n\rOWNER_UNKNOWN\x10\x00\x12\x0e\n\nOWNER_USER\x10\x01\x12\x11\n\rOWNER_PLANNER\x10\x02*]\n\x08Severity\x12\x14\n\x10SEVERITY_UNKNOWN\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03*\x80\x01\n\x0e\x43onditionState\x12\x1b\n\x17\x43ONDITION_STATE_UNKNOWN\x10\x00\x12\x1b\n\x17\x43ONDITION_STATE_PENDING\x10\x01\x12\x18\n\x14\x43ONDITION_STATE_DONE\x10\x02\x12\x1a\n\x16\x43ONDITION_STATE_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16gswarm/v1/common.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x0bRequestMeta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11\x65xpected_revision\x18\x02 \x01(\x04\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"\xd9\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04type\x18\x03 \x01(\t\x12%\n\x08severity\x18\x04 \x01(\x0e\x32\x13.gswarm.v1.Severity\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\x12%\n\x0csubject_kind\x18\x07 \x01(\x0e\x32\x0f.gswarm.v1.Kind\x12\x0f\n\x07subject\x18\x08 \x01(\t\x12\x0f\n\x07message\x18\t \x01(\t*\xf0\x01\n\x04Kind\x12\x10\n\x0cKIND_UNKNOWN\x10\x00\x12\r\n\tKIND_NODE\x10\x01\x12\x0f\n\x0bKIND_DEVICE\x10\x02\x12\x0e\n\nKIND_MODEL\x10\x03\x12\x12\n\x0eKIND_PLACEMENT\x10\x04\x12\x10\n\x0cKIND_SERVICE\x10\x05\x12\x0e\n\nKIND_CHUNK\x10\x06\x12\x11\n\rKIND_WORKFLOW\x10\x07\x12\r\n\tKIND_TASK\x10\x08\x12\r\n\tKIND_LANE\x10\t\x12\r\n\tKIND_PLAN\x10\n\x12\x10\n\x0cKIND_SESSION\x10\x0b\x12\x0e\n\nKIND_EVENT\x10\x0c\x12\x0e\n\nKIND_ALERT\x10\r*=\n\x05Owner\x12\x11\n\rOWNER_UNKNOWN\x10\x00\x12\x0e\n\nOWNER_USER\x10\x01\x12\x11\n\rOWNER_PLANNER\x10\x02*]\n\x08Severity\x12\x14\n\x10SEVERITY_UNKNOWN\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03*\x80\x01\n\x0e\x43onditionState\x12\x1b\n\x17\x43ONDITION_STATE_UNKNOWN\x10\x00\x12\x1b\n\x17\x43ONDITION_STATE_PENDING\x10\x01\x12\x18\n\x14\x43ONDITION_STATE_DONE\x10\x02\x12\x1a\n\x16\x43ONDITION_STATE_FAILED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gswarm.v1.common_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_KIND']._serialized_start=370
-  _globals['_KIND']._serialized_end=594
-  _globals['_OWNER']._serialized_start=596
-  _globals['_OWNER']._serialized_end=657
-  _globals['_SEVERITY']._serialized_start=659
-  _globals['_SEVERITY']._serialized_end=752
-  _globals['_CONDITIONSTATE']._serialized_start=755
-  _globals['_CONDITIONSTATE']._serialized_end=883
+  _globals['_KIND']._serialized_end=610
+  _globals['_OWNER']._serialized_start=612
+  _globals['_OWNER']._serialized_end=673
+  _globals['_SEVERITY']._serialized_start=675
+  _globals['_SEVERITY']._serialized_end=768
+  _globals['_CONDITIONSTATE']._serialized_start=771
+  _globals['_CONDITIONSTATE']._serialized_end=899
   _globals['_REQUESTMETA']._serialized_start=70
   _globals['_REQUESTMETA']._serialized_end=147
   _globals['_EVENT']._serialized_start=150

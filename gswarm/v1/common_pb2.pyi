@@ -37,6 +37,7 @@ class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Kind.ValueType],
     KIND_PLAN: _Kind.ValueType  # 10
     KIND_SESSION: _Kind.ValueType  # 11
     KIND_EVENT: _Kind.ValueType  # 12
+    KIND_ALERT: _Kind.ValueType  # 13
 
 class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
     """What kind of object a watched object is."""
@@ -54,6 +55,7 @@ KIND_LANE: Kind.ValueType  # 9
 KIND_PLAN: Kind.ValueType  # 10
 KIND_SESSION: Kind.ValueType  # 11
 KIND_EVENT: Kind.ValueType  # 12
+KIND_ALERT: Kind.ValueType  # 13
 Global___Kind: _TypeAlias = Kind  # noqa: Y015
 
 class _Owner:

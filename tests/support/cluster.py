@@ -23,6 +23,7 @@ from tests.support.processes import BIN
 
 T = TypeVar("T")
 PORTS = HostConfig(port=0, http_port=0, model_port=0)
+CONFIG = Config(host=PORTS)
 
 
 @dataclass
@@ -69,9 +70,9 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def cluster(directory: Path) -> AsyncIterator[Cluster]:
+async def cluster(directory: Path, config: Config = CONFIG) -> AsyncIterator[Cluster]:
     """A host on free ports with its state in `directory`, which must be GSWARM_STATE_DIR too."""
-    async with host(Config(host=PORTS), directory) as context:
+    async with host(config, directory) as context:
         endpoint = net.Endpoint("127.0.0.1", context.file.port, context.token)
         async with Swarm(endpoint) as swarm:
             yield Cluster(context, swarm)

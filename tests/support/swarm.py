@@ -272,6 +272,7 @@ class FakeFeed:
     """Gives the console snapshots of a fake swarm on a clock the test owns; keeps what was asked of it."""
 
     can_act = True
+    player: Any = None
 
     def __init__(self, swarm: FakeSwarm, host: str = "127.0.0.1:8090") -> None:
         self.swarm, self.host = swarm, host

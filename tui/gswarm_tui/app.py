@@ -28,11 +28,13 @@ from .view import View
 from .widgets.footer import Key
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from textual import events
     from textual.command import Provider
     from textual.screen import Screen
 
-    from .replay import ReplayFeed
+    from .player import Player
 
 HISTORY = 240
 """Samples kept a device, for the device page."""
@@ -65,11 +67,21 @@ class Console(Acting):
         Binding("shift+right", "replay('skip', 60)", "1 min on", show=False, id="replay.minute_on", priority=True),
         Binding("comma", "replay('step', -1)", "One tick back", show=False, id="replay.tick_back", priority=True),
         Binding("full_stop", "replay('step', 1)", "One tick on", show=False, id="replay.tick_on", priority=True),
-        Binding("left_square_bracket", "replay('to_event', -1)", "Previous event", show=False, id="replay.previous"),
-        Binding("right_square_bracket", "replay('to_event', 1)", "Next event", show=False, id="replay.next"),
+        Binding(
+            "left_square_bracket",
+            "replay('to_event', -1)",
+            "Previous event",
+            show=False,
+            id="replay.previous",
+            priority=True,
+        ),
+        Binding(
+            "right_square_bracket", "replay('to_event', 1)", "Next event", show=False, id="replay.next", priority=True
+        ),
         Binding("plus", "replay('faster', 1)", "Faster", show=False, id="replay.faster", priority=True),
         Binding("minus", "replay('faster', -1)", "Slower", show=False, id="replay.slower", priority=True),
         Binding("g", "replay('ask')", "Go to a time", show=False, id="replay.go", priority=True),
+        Binding("backspace", "replay('live')", "Back to now", show=False, id="replay.live", priority=True),
         Binding("exclamation_mark", "read_only", "Read-only on and off", show=False, id="read_only"),
     ]
 
@@ -129,8 +141,10 @@ class Console(Acting):
 
     def _remember(self, snapshot: Snapshot) -> None:
         for device, values in snapshot.samples.items():
-            at = snapshot.sampled_at.get(device, 0.0)
-            if self._sampled.get(device) != at:
+            at, before = snapshot.sampled_at.get(device, 0.0), self._sampled.get(device, 0.0)
+            if at < before:
+                self._history.pop(device, None)  # back in time: what came later is no history of this
+            if at != before:
                 self._sampled[device] = at
                 self._history.setdefault(device, deque(maxlen=HISTORY)).append(values)
 
@@ -157,6 +171,8 @@ class Console(Acting):
             keys = [Key(key, d.verb) for key, d in self.pane_deeds(type(pane)) if d.name in possible and pane.can(d)]
         if self.view is not None and self.view.replay is not None:
             keys = [Key("space", "pause"), Key("←→", "10 s"), Key("[]", "event"), Key("+-", "speed"), Key("g", "go to")]
+            if self.view.replay.at is not None:
+                keys.insert(0, Key("bksp", "now"))
         keys += [Key("/", "filter"), Key(":", "go"), Key("?", "help"), Key("^p", "palette"), Key("q", "quit")]
         return tuple(keys)
 
@@ -265,34 +281,43 @@ class Console(Acting):
             self.screen.refresh_keys()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Replay's keys work in a replay only, and like `:` not while something is typed or an overlay is open."""
+        """Replay's keys work in the past only, and like `:` not while something is typed or an overlay is open."""
         if action in ("replay", "command"):
             is_free = self.screen is self.base_screen and not isinstance(self.focused, Input)
-            return is_free and (action == "command" or hasattr(self.feed, "skip"))
+            return is_free and (action == "command" or self._is_moved_by(*parameters))
         return super().check_action(action, parameters)
 
     def action_replay(self, what: str, by: int = 0) -> None:
         """A key of the replay."""
-        from .replay import ReplayFeed
-
-        feed = self.feed
-        if not isinstance(feed, ReplayFeed):
+        player = self.feed.player
+        if player is None:
             return
         match what:
             case "toggle":
-                feed.toggle()
+                player.toggle()
             case "skip":
-                feed.skip(by)
+                player.skip(by)
             case "step":
-                feed.step(by)
+                player.step(by)
             case "to_event":
-                feed.to_event(by)
+                player.to_event(by)
             case "faster":
-                feed.faster(by)
+                player.faster(by)
+            case "live":
+                player.live()
             case "ask":
-                self._ask_time(feed)
+                self._ask_time(player)
 
-    def _ask_time(self, feed: ReplayFeed) -> None:
+    def _is_moved_by(self, what: object, by: object = 0) -> bool:
+        player = self.feed.player
+        return player is not None and player.takes(str(what), by if isinstance(by, int) else 0)
+
+    def seek(self, moment: datetime) -> None:
+        """Stand at a moment of the time line."""
+        if self.feed.player is not None:
+            self.feed.player.seek(moment)
+
+    def _ask_time(self, player: Player) -> None:
         screen = self.base_screen
 
         def done(text: str | None) -> None:
@@ -301,7 +326,7 @@ class Console(Acting):
             if not text:
                 return
             try:
-                feed.to_time(text)
+                player.to_time(text)
             except GswarmError as error:
                 self.notify(str(error), severity="error")
 

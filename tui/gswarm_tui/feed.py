@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gswarm.alert.types import Alert
 from gswarm.cluster.types import Device, Event, Node
 from gswarm.data.types import Chunk
 from gswarm.errors import UnreachableError
@@ -16,12 +17,14 @@ from gswarm.model.types import Model, Placement, Service
 from gswarm.profiler.types import Session
 from gswarm.queue.types import Lane, Plan, Task, Workflow
 
+from .past import Past
 from .snapshot import Link, Replay, Snapshot
 
 if TYPE_CHECKING:
     from gswarm.net import Endpoint
 
     from .deeds import Deed
+    from .player import Player
 
 RowT = TypeVar("RowT")
 TICK_S = 1.0
@@ -67,6 +70,7 @@ def capture(mirror: MirrorLike, *, host: str, now: datetime | None = None, repla
         plan=next(iter(mirror.rows(Plan).values()), None),
         sessions=dict(mirror.rows(Session)),
         events=dict(mirror.rows(Event)),
+        alerts=dict(mirror.rows(Alert)),
         samples=dict(mirror.samples),
         sampled_at=dict(mirror.sampled_at),
         reasons=mirror.reasons,
@@ -80,6 +84,11 @@ class Feed(Protocol):
     host: str
     can_act: bool
     """False: a recording, which changes nothing."""
+
+    @property
+    def player(self) -> Player | None:
+        """The clock that keys move; None: there is nothing but the present."""
+        ...
 
     async def run(self, show: Callable[[Snapshot], None]) -> None:
         """Call `show` with each new snapshot, until cancelled."""
@@ -106,16 +115,21 @@ class LiveFeed:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.host = endpoint.address
+        self.player: Past | None = None
         self._swarm: Any = None
         self._mirror: MirrorLike | None = None
 
     async def run(self, show: Callable[[Snapshot], None]) -> None:
         await asyncio.to_thread(importlib.import_module, "gswarm.mirror")  # gRPC, after the first paint
+        from gswarm.mirror import samples_at
         from gswarm.swarm import Swarm
 
         async with Swarm(self.endpoint) as swarm, swarm.mirror(samples=True) as mirror:
             self._swarm, self._mirror = swarm, mirror
-            await follow(mirror, self.host, show)
+            past = self.player = Past(lambda moment: samples_at(swarm, moment), lambda: mirror.rows(Event).values())
+            async with asyncio.TaskGroup() as group:
+                group.create_task(past.run(lambda: show(past.over(capture(mirror, host=self.host)))), name="past")
+                await follow(mirror, self.host, lambda snapshot: show(past.over(snapshot)))
 
     def deeds(self) -> tuple[Deed, ...]:
         from .deeds import catalogue

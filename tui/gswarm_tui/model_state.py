@@ -130,6 +130,7 @@ def _device(
     util, memory, power = pick(values, UTIL), pick(values, MEMORY), pick(values, POWER)
     holds = (hue_of.get(service.model, 0), service.model) if service else None
     sampled = snapshot.sampled_at.get(device.id)
+    moment = (snapshot.replay.at if snapshot.replay else None) or snapshot.now
     return DeviceView(
         id=device.id,
         alias=device.alias or device.id,
@@ -147,7 +148,7 @@ def _device(
         trouble=trouble,
         holds=holds,
         is_idle=not trouble and holds is None and not blocks and not (util and util >= 0.5),
-        age_s=None if sampled is None else max(0.0, snapshot.now.timestamp() - sampled),
+        age_s=None if sampled is None else max(0.0, moment.timestamp() - sampled),
         blocks=blocks,
     )
 
@@ -366,8 +367,11 @@ def _totals(snapshot: Snapshot, nodes: tuple[NodeView, ...], queue: int) -> Tota
         for s in snapshot.services.values()
         if s.tokens_per_s is not None and s.phase is ServicePhase.READY
     ]
-    alarms = [f"{d.alias} {d.trouble}" for d in every if d.trouble.startswith("lost")]
-    alarms += [f"{n.name} {n.state.word}" for n in nodes if n.state.tone is Tone.FAILED]
+    alarms = [alert.message for alert in snapshot.alerts.values()]
+    # Rules on states say it already, where there are any.
+    told = {alert.name for alert in snapshot.alerts.values() if not alert.metric}
+    alarms += [f"{d.alias} {d.trouble}" for d in every if d.trouble.startswith("lost") and d.alias not in told]
+    alarms += [f"{n.name} {n.state.word}" for n in nodes if n.state.tone is Tone.FAILED and n.name not in told]
     alarms += [f"{s.name} failed" for s in snapshot.services.values() if s.phase is ServicePhase.FAILED]
     return Totals(
         link=snapshot.link,

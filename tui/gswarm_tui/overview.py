@@ -28,7 +28,7 @@ from .widgets.line import Line
 from .widgets.prompt import Prompt
 from .widgets.spans import Span
 from .widgets.table import Table
-from .widgets.timeline import timeline
+from .widgets.timeline import moment_at, timeline
 from .widgets.totals import totals
 
 if TYPE_CHECKING:
@@ -246,6 +246,12 @@ class Overview(Screen[None]):
     @on(Prompt.Closed)
     def _prompt_closed(self) -> None:
         self.query_one("#echo").display = True
+
+    def on_click(self, event: events.Click) -> None:
+        """A click on the time line goes there."""
+        if self.view is not None and self.view.replay is not None and event.widget is self.query_one("#timeline"):
+            event.stop()
+            self.app.seek(moment_at(self.view.replay, event.x - 1, self.size.width - 2))
 
     @on(Table.Moved)
     def _moved(self) -> None:

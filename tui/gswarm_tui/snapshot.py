@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 
+from gswarm.alert.types import Alert
 from gswarm.cluster.types import Device, Event, Node
 from gswarm.data.types import Chunk
 from gswarm.model.types import Model, Placement, Service
@@ -24,7 +25,7 @@ class Link(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Where a recording stands."""
+    """Where a recording, or the past of a live host, stands."""
 
     name: str
     start: datetime
@@ -35,6 +36,8 @@ class Replay:
     """(fraction of the time line, "mark" | "alarm") pairs."""
     density: tuple[int, ...] = ()
     """Events per equal share of the time line."""
+    at: datetime | None = None
+    """Of which moment the samples are, while all else is of now: a live host's past. None: all is of one moment."""
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -63,6 +66,7 @@ class Snapshot:
     plan: Plan | None = None
     sessions: Mapping[str, Session] = field(default_factory=dict)
     events: Mapping[str, Event] = field(default_factory=dict)
+    alerts: Mapping[str, Alert] = field(default_factory=dict)
     samples: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Device id to metric to value; a metric that is NA is not there."""
     sampled_at: Mapping[str, float] = field(default_factory=dict)

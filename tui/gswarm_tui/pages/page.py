@@ -19,7 +19,7 @@ from ..widgets.footer import Key, Keys
 from ..widgets.line import Line
 from ..widgets.spans import Spans
 from ..widgets.table import Content, Row, Table
-from ..widgets.totals import link_spans
+from ..widgets.totals import link_spans, replay_spans
 
 if TYPE_CHECKING:
     from textual import events
@@ -100,7 +100,10 @@ class Page(Screen[None]):
         if not self.is_ready:
             return
         t = view.totals
-        right = link_spans(t) if view.is_stale else (("● ", "ready"), (figures.clock(t.now, with_seconds=True), "dim"))
+        clock = figures.clock(t.now, with_seconds=True)
+        right: Spans = link_spans(t) if view.is_stale else (("● ", "ready"), (clock, "dim"))
+        if view.replay is not None:
+            right = replay_spans(view.replay, clock)
         self.query_one("#crumbs", Line).put(self.crumbs(view), right)
         self.draw(view)
         self.query_one("#echo", Echo).say(self.echo_line())

@@ -17,11 +17,21 @@ def fraction(replay: Replay, now: datetime) -> float:
     return max(0.0, min(1.0, (now - replay.start).total_seconds() / whole)) if whole > 0 else 0.0
 
 
+_CLOCK = len("00:00:00 ")
+
+
+def moment_at(replay: Replay, x: int, cells: int) -> datetime:
+    """The moment that cell `x` of a time line of `cells` stands for; the nearer end beside the line."""
+    room = max(1, cells - 2 * _CLOCK)
+    share = max(0.0, min(1.0, (x - _CLOCK) / room))
+    return replay.start + (replay.end - replay.start) * share
+
+
 def timeline(replay: Replay, now: datetime, cells: int) -> Spans:
     """One line of exactly `cells` cells: the start's clock, the line, the end's clock."""
     start = f"{figures.clock(replay.start, with_seconds=True)} "
     end = f" {figures.clock(replay.end, with_seconds=True)}"
-    room = max(1, cells - len(start) - len(end))
+    room = max(1, cells - 2 * _CLOCK)
     most = max(replay.density, default=0)
     line: list[Span] = []
     for x in range(room):
@@ -31,5 +41,5 @@ def timeline(replay: Replay, now: datetime, cells: int) -> Spans:
     for at, kind in replay.marks:
         x = min(room - 1, int(at * room))
         line[x] = ("×", "failed") if kind == "alarm" else ("▲", "focus")
-    line[min(room - 1, int(fraction(replay, now) * room))] = ("┃", "changing*")
+    line[min(room - 1, int(fraction(replay, replay.at or now) * room))] = ("┃", "changing*")
     return ((start, "dim"), *line, (end, "dim"))

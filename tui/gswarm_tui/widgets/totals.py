@@ -19,8 +19,11 @@ def link_spans(t: Totals) -> Spans:
 
 
 def replay_spans(replay: Replay, now: str) -> Spans:
-    """The amber header of a replay."""
+    """The amber header of a replay, or of the past of a live host, which is only the samples'."""
     speed = "paused" if replay.is_paused else f"×{replay.speed:g}"
+    if replay.at is not None:
+        then = figures.clock(replay.at, with_seconds=True)
+        return (("▸ past ", "changing*"), (f"samples of {then} {speed}", "changing*"), (", state of now", "changing"))
     return (("▸ replay ", "changing*"), (replay.name, "changing*"), (f" {now} {speed}", "changing*"))
 
 
