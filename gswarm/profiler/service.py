@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import sys
@@ -15,7 +16,7 @@ import grpc.aio
 from gswarm.errors import InvalidError, NotFoundError, RefusedError
 from gswarm.host.auth import caller
 from gswarm.names import check_name, near
-from gswarm.profiler.recorder import Recorder
+from gswarm.profiler.recorder import Recorder, Told
 from gswarm.v1 import cluster_pb2, profiler_pb2, profiler_pb2_grpc
 from gswarm.v1.profiler_pb2 import Session
 
@@ -90,15 +91,15 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
     def _teller(self, name: str, group: asyncio.TaskGroup) -> Any:
         """Puts a recorder's counts into the session, without writing each of them to disk."""
 
-        def told(ticks: int, events: int, size: int, problem: str) -> None:
+        def told(now: Told) -> None:
             def operation(tx: Transaction) -> None:
                 session = tx.edit(Session, name)
                 if session is None or session.phase not in ACTIVE:
                     return
-                if (session.ticks, session.size_bytes, session.detail) == (ticks, size, problem):
+                if (session.ticks, session.size_bytes, session.detail) == (now.ticks, now.journal_bytes, now.problem):
                     return
-                session.ticks, session.events, session.size_bytes = ticks, events, size
-                session.detail, session.phase = problem, PAUSED if problem else RECORDING
+                session.ticks, session.events, session.size_bytes = now.ticks, now.events, now.journal_bytes
+                session.detail, session.phase = now.problem, PAUSED if now.problem else RECORDING
                 tx.put(session)
 
             group.create_task(self.store.apply(operation, actor="host", durable=False), name="session-counts")
@@ -107,8 +108,6 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
 
     async def _seal(self, name: str) -> None:
         directory = self.root / name
-        if not (directory / "journal").exists():
-            return
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -126,15 +125,15 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
             raise
         lines = errors.decode(errors="replace").strip().splitlines()
         problem = f"sealing failed: {lines[-1] if lines else process.returncode}" if process.returncode else ""
-        size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
         def operation(tx: Transaction) -> None:
             session = tx.edit(Session, name)
             if session is None or session.phase in ACTIVE:
                 return
-            session.size_bytes, session.detail = size, problem
+            session.detail = problem
             if not problem:
-                session.ticks, session.events = map(int, told.split())
+                body = json.loads(told)
+                session.ticks, session.events, session.size_bytes = body["ticks"], body["changes"], body["size_bytes"]
                 session.phase = profiler_pb2.SESSION_PHASE_SEALED
             tx.put(session)
 

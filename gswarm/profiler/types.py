@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
@@ -40,6 +41,13 @@ class Session:
     detail: str = ""
     actor: str = ""
     generation: int = 0
+    metrics: tuple[str, ...] = ()
+    """Empty: all metrics, also those that come later."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    stops_at: datetime | None = None
+    """When it stops by itself."""
+    until_task: str = ""
+    """Task that it stops with."""
 
 
 @dataclass(frozen=True, slots=True)
