@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def offsets(
     delays = (arrived_us - node_us)[at]
     per_live = np.empty(len(at), np.int64)
     edges = [0, *_jumps(delays.tolist()), len(at)]
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in pairwise(edges):
         for start in range(first, end, WINDOW):
             part = slice(start, min(start + WINDOW, end))
             least = int(delays[part].min())

@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gswarm.host.samples import _NUMPY as SLOTS
 from gswarm.host.samples import NA_I32, NA_U64
 from gswarm.v1 import profiler_pb2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-SLOTS: Mapping[int, tuple[str, str]] = {
-    profiler_pb2.COLUMN_TYPE_GAUGE_F32: ("f32", "<f4"),
-    profiler_pb2.COLUMN_TYPE_GAUGE_I32: ("i32", "<i4"),
-    profiler_pb2.COLUMN_TYPE_COUNTER_U64: ("u64", "<u8"),
-    profiler_pb2.COLUMN_TYPE_MASK_U64: ("u64", "<u8"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +64,7 @@ def na_of(dtype: np.dtype[Any]) -> float | int:
 
 def absent(column: NDArray[Any]) -> NDArray[np.bool_]:
     """Where a column is NA."""
-    if column.dtype.kind == "f":
-        return np.isnan(column)
-    found: NDArray[np.bool_] = column == na_of(column.dtype)
+    found: NDArray[np.bool_] = np.isnan(column) if column.dtype.kind == "f" else column == na_of(column.dtype)
     return found
 
 

@@ -52,12 +52,16 @@ class Moments:
 
     @cached_property
     def reasons(self) -> Mapping[str, Mapping[str, str]]:
-        """Device id to metric to why it is NA."""
+        """Device id to metric to why it is NA; a reason holds until a value comes."""
         found: dict[str, dict[str, str]] = {}
         for segment in self._segments:
             for device, told in segment.reasons(self._until_us).items():
                 found.setdefault(device, {}).update(told)
-        return found
+        nothing: dict[str, float] = {}
+        return {
+            device: {name: why for name, why in told.items() if name not in self.values.get(device, nothing)}
+            for device, told in found.items()
+        }
 
 
 def packed(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KEYS = ("device_id", "node", "time")
 _FEW_VALUES = 256
 """A column with no more different values than this in its first rows is stored as indices into them."""
-_WIRE_TYPES = {name: number for name, number in profiler_pb2.ColumnType.items()}
+_WIRE_TYPES = dict(profiler_pb2.ColumnType.items())
 EVENT_FIELDS = ("id", "time", "revision", "type", "severity", "actor", "cause", "subject_kind", "subject", "message")
 
 
@@ -239,7 +239,7 @@ def _column(field: Any) -> profiler_pb2.MetricColumn:
     return profiler_pb2.MetricColumn(
         name=field.name,
         unit=told.get("unit", ""),
-        type=_WIRE_TYPES.get(told.get("type", ""), profiler_pb2.COLUMN_TYPE_GAUGE_F32),  # type: ignore[arg-type]
+        type=_WIRE_TYPES.get(told.get("type", ""), profiler_pb2.COLUMN_TYPE_GAUGE_F32),
     )
 
 

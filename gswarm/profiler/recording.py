@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gswarm.profiler.series import Series
+    from gswarm.profiler.bulk import Series
 
 __all__ = ["Recording", "ReplayMirror", "parse_at"]
 T = TypeVar("T")
@@ -199,7 +199,7 @@ class Recording:
         time that are asked for. Blocks: call it in a thread.
         """
         from gswarm.profiler.columns import merge
-        from gswarm.profiler.series import series_of
+        from gswarm.profiler.bulk import series_of
 
         first = self._start_us - REMEMBERED_US if start_us is None else start_us
         last = self._end_us if end_us is None else end_us

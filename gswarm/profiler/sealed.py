@@ -35,7 +35,7 @@ class SealedSegment:
         name = found.state.name
         self.damage = [f"{lost} bytes of {name} belong to no whole record and were left out"] if lost else []
         self._blocks = [frame for frame in frames if frame.kind is Record.BLOCK]
-        self.points = [frame.time_us for frame in self._blocks]
+        self._points = [frame.time_us for frame in self._blocks]
         self._decoded: OrderedDict[int, list[Item]] = OrderedDict()
         self._slices: OrderedDict[int, Rows] = OrderedDict()
         self._broken: set[int] = set()
@@ -52,7 +52,7 @@ class SealedSegment:
             return int(self._summary["start_us"]), int(self._summary["end_us"])
         self.damage.append(f"{self._files.state.name} has lost its summary: counts are not known")
         last = self.items(len(self._blocks) - 1)[-1].time_us if self._blocks else 0
-        return (self.points[0] if self.points else last), last
+        return (self._points[0] if self._points else last), last
 
     def _check_metrics(self) -> None:
         """See without pyarrow whether the samples are there whole."""
@@ -61,6 +61,11 @@ class SealedSegment:
             self.damage.append(f"{path.name} is missing: no samples of that part")
         elif size and path.stat().st_size != size:
             self.damage.append(f"{path.name} is cut short or longer than it was: no samples of that part")
+
+    @property
+    def points(self) -> Sequence[int]:
+        """See Segment."""
+        return self._points
 
     @property
     def is_whole(self) -> bool:
@@ -87,7 +92,7 @@ class SealedSegment:
         """See Segment. Each block starts with all reasons that hold there."""
         from bisect import bisect_right
 
-        point = bisect_right(self.points, until_us) - 1
+        point = bisect_right(self._points, until_us) - 1
         return folded(self.items(point), until_us) if point >= 0 else {}
 
     @cached_property
@@ -166,7 +171,7 @@ class SealedSegment:
 
     def rows(self, metrics: Sequence[str] | None, start_us: int, end_us: int) -> Rows:
         """See Segment."""
-        from gswarm.profiler.columns import Rows, merge
+        from gswarm.profiler.columns import merge
 
         found: list[Rows] = []
         for group, (first, last) in enumerate(self._table.spans if self._table is not None else []):
@@ -192,7 +197,10 @@ class SealedSegment:
         import numpy as np
 
         changed = [
-            item.time_us for point in range(len(self.points)) for item in self.items(point) if item.kind is Record.BATCH
+            item.time_us
+            for point in range(len(self._points))
+            for item in self.items(point)
+            if item.kind is Record.BATCH
         ]
         sampled = []
         for group in range(len(self._table.spans) if self._table is not None else 0):

@@ -45,10 +45,14 @@ class Segment(Protocol):
     changes: int
     damage: list[str]
     """What cannot be read, in sentences; samples that turn out to be damaged add theirs when they are read."""
-    points: Sequence[int]
-    """Times of the seek points, microseconds since the epoch."""
-    is_whole: bool
-    """Whether the first seek point starts with a full list."""
+
+    @property
+    def points(self) -> Sequence[int]:
+        """Times of the seek points, microseconds since the epoch."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the first seek point starts with a full list."""
 
     def items(self, point: int) -> list[Item]:
         """The state's records from a seek point to the next."""
@@ -140,9 +144,19 @@ class JournalSegment:
         self.ticks, self.changes = kinds.count(Record.TICK), kinds.count(Record.BATCH)
         self._state = [i for i, kind in enumerate(kinds) if kind is not Record.TICK]
         lists = [i for i, at in enumerate(self._state) if kinds[at] is Record.LIST]
-        self.is_whole = bool(lists) and lists[0] == 0
-        self._edges = [*([] if self.is_whole or not self._state else [0]), *lists, len(self._state)]
-        self.points = [self.times[self._state[edge]] for edge in self._edges[:-1]]
+        self._is_whole = bool(lists) and lists[0] == 0
+        self._edges = [*([] if self._is_whole or not self._state else [0]), *lists, len(self._state)]
+        self._points = [self.times[self._state[edge]] for edge in self._edges[:-1]]
+
+    @property
+    def points(self) -> Sequence[int]:
+        """See Segment."""
+        return self._points
+
+    @property
+    def is_whole(self) -> bool:
+        """See Segment."""
+        return self._is_whole
 
     def close(self) -> None:
         """Unmap the journal."""
@@ -175,8 +189,13 @@ class JournalSegment:
             if found.kind is Record.SCHEMA:
                 schema = profiler_pb2.MetricSchema.FromString(self.payload(index))
                 known = layouts.get((schema.node, schema.id))
-                if known is None or known.schema != schema:
-                    layouts[schema.node, schema.id] = Layout(schema)
+                if (
+                    known is None
+                    or known.schema.columns != schema.columns
+                    or known.schema.device_ids != schema.device_ids
+                ):
+                    layouts[schema.node, schema.id] = known = Layout(schema)
+                reasons.take(self.times[index], known, getattr(schema, "absent", ()))
             elif found.kind is Record.TICK:
                 tick = profiler_pb2.SampleTick.FromString(self.payload(index))
                 layout = layouts.get((tick.node, tick.schema_id))
@@ -184,7 +203,7 @@ class JournalSegment:
                     unread += 1
                     continue
                 arrived[tick.node].append((self.times[index], layout, tick))
-                reasons.take(self.times[index], layout, tick)
+                reasons.take(self.times[index], layout, tick.absent)
         groups: list[Group] = []
         shifts: dict[str, tuple[tuple[int, int], ...]] = {}
         for node, ticks in arrived.items():
@@ -276,16 +295,20 @@ class ReasonChanges:
         self.items: list[Item] = []
         self._last: dict[tuple[str, str], str] = {}
 
-    def take(self, time_us: int, layout: Layout, tick: profiler_pb2.SampleTick) -> None:
-        """The reasons of a tick."""
+    def take(self, time_us: int, layout: Layout, told: Iterable[profiler_pb2.Absent]) -> None:
+        """The reasons of a schema or a tick."""
         changed: dict[str, dict[str, str]] = {}
         columns, devices = layout.schema.columns, layout.device_ids
-        for absent in tick.absent:
-            if absent.device < len(devices) and absent.column < len(columns):
-                device, metric = devices[absent.device], columns[absent.column].name
-                if self._last.get((device, metric)) != absent.reason:
-                    self._last[device, metric] = absent.reason
-                    changed.setdefault(device, {})[metric] = absent.reason
+        for absent in told:
+            if absent.device >= len(devices) or absent.column >= len(columns):
+                continue
+            device = devices[absent.device]
+            # One reason for the whole device, as newer agents tell it.
+            chosen = columns if getattr(absent, "every_column", False) else columns[absent.column : absent.column + 1]
+            for column in chosen:
+                if self._last.get((device, column.name)) != absent.reason:
+                    self._last[device, column.name] = absent.reason
+                    changed.setdefault(device, {})[column.name] = absent.reason
         if changed:
             self.items.append(Item(time_us, Record.REASONS, json.dumps(changed).encode()))
 
