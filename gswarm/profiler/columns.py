@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gswarm.host.samples import _NUMPY as SLOTS
-from gswarm.host.samples import NA_I32, NA_U64
+from gswarm.host.samples import _NUMPY, NA_I32, NA_U64
 from gswarm.v1 import profiler_pb2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+SLOTS = _NUMPY
+"""Wire type of a column to its slot in a tick and how numpy names it."""
 
 
 @dataclass(frozen=True, slots=True)

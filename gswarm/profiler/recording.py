@@ -162,23 +162,22 @@ class Recording:
         """Every event of the recording, in order: marks, alarms, what was done."""
         found: dict[str, Event] = {}
         for segment in self.segments:
-            try:
-                messages = segment.events()
-            except InvalidError:
-                messages = [
-                    obj.event for item in _state(segment) for obj in _watch(item).objects if obj.HasField("event")
-                ]
-            for message in messages:
+            for message in segment.events():
                 if message.id not in found:
                     found[message.id] = from_proto(message, Event)
         inside = [e for e in found.values() if e.time is not None and self.start <= e.time <= self.end]
         return sorted(inside, key=lambda event: int(event.id))
 
-    def changes(self) -> Iterator[tuple[int, cluster_pb2.WatchResponse]]:
-        """The state's history in order: (host time in microseconds, message); the first and some later ones are full lists."""
+    def records(self) -> Iterator[Item]:
+        """The state's history in order: full lists (the first, and some later ones), changes and gaps.
+
+        Lists and changes hold a serialised WatchResponse, gaps the text of what went wrong.
+        """
         for segment in self.segments:
-            for item in _state(segment):
-                yield item.time_us, _watch(item)
+            for point in range(len(segment.points)):
+                for item in segment.items(point):
+                    if item.kind in (Record.LIST, Record.BATCH, Record.GAP):
+                        yield item
 
     def counts(self) -> tuple[int, int]:
         """How many node ticks and how many changes it holds."""
@@ -198,8 +197,8 @@ class Recording:
         A metric that it does not hold is NA throughout; `metrics` names those it does. Reads only the columns and the
         time that are asked for. Blocks: call it in a thread.
         """
-        from gswarm.profiler.columns import merge
         from gswarm.profiler.bulk import series_of
+        from gswarm.profiler.columns import merge
 
         first = self._start_us - REMEMBERED_US if start_us is None else start_us
         last = self._end_us if end_us is None else end_us
@@ -333,14 +332,6 @@ class ReplayMirror:
 
 def _moment(time_us: int) -> datetime:
     return datetime.fromtimestamp(time_us / 1e6, UTC)
-
-
-def _state(segment: Segment) -> Iterator[Item]:
-    """Lists and changes of a segment, in order."""
-    for point in range(len(segment.points)):
-        for item in segment.items(point):
-            if item.kind in (Record.LIST, Record.BATCH):
-                yield item
 
 
 def _watch(item: Item) -> cluster_pb2.WatchResponse:

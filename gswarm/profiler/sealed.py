@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gswarm.errors import InvalidError
 from gswarm.profiler.journal import Record, scan
 from gswarm.profiler.manifest import Files
-from gswarm.profiler.segments import Item, folded
+from gswarm.profiler.segments import Item, event_rows_of, folded
 from gswarm.v1 import common_pb2, profiler_pb2
 
 if TYPE_CHECKING:
@@ -212,7 +212,12 @@ class SealedSegment:
         return np.unique(np.concatenate([np.array(changed, np.int64), *sampled]))
 
     def events(self) -> list[common_pb2.Event]:
-        """See Segment."""
+        """See Segment. When their file is damaged, they are in the state too."""
         from gswarm.profiler.parquet import read_events
 
-        return read_events(self._files.events)
+        try:
+            return read_events(self._files.events)
+        except InvalidError as error:
+            self._damaged(str(error))
+            every = (item for point in range(len(self._points)) for item in self.items(point))
+            return [event for _, event in event_rows_of(every, self.start_us)]

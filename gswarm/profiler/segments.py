@@ -76,7 +76,7 @@ class Segment(Protocol):
         """When something was sampled or changed, ascending."""
 
     def events(self) -> list[common_pb2.Event]:
-        """The event log of this part. Raises InvalidError when its file is damaged."""
+        """The event log of this part."""
 
     def close(self) -> None:
         """Give files back."""
@@ -271,14 +271,9 @@ class JournalSegment:
         return [event for _, event in self.event_rows()]
 
     def event_rows(self) -> list[tuple[int, common_pb2.Event]]:
-        """Each entry of the event log since it starts, once, in order, with the revision it came with."""
-        found: dict[str, tuple[int, common_pb2.Event]] = {}
-        for index in self._state:
-            if self.frames[index].kind in (Record.LIST, Record.BATCH):
-                for obj in cluster_pb2.WatchResponse.FromString(self.payload(index)).objects:
-                    if obj.HasField("event") and obj.event.time.ToMicroseconds() >= self.start_us:
-                        found.setdefault(obj.key, (obj.revision, obj.event))
-        return sorted(found.values(), key=lambda row: int(row[1].id))
+        """See `event_rows_of`."""
+        every = (item for point in range(len(self._points)) for item in self.items(point))
+        return event_rows_of(every, self.start_us)
 
     def moments(self) -> NDArray[np.int64]:
         """See Segment."""
@@ -311,6 +306,17 @@ class ReasonChanges:
                     changed.setdefault(device, {})[column.name] = absent.reason
         if changed:
             self.items.append(Item(time_us, Record.REASONS, json.dumps(changed).encode()))
+
+
+def event_rows_of(items: Iterable[Item], start_us: int) -> list[tuple[int, common_pb2.Event]]:
+    """Each entry of the event log since a moment, once, in order, with the revision it came with."""
+    found: dict[str, tuple[int, common_pb2.Event]] = {}
+    for item in items:
+        if item.kind in (Record.LIST, Record.BATCH):
+            for obj in cluster_pb2.WatchResponse.FromString(item.payload).objects:
+                if obj.HasField("event") and obj.event.time.ToMicroseconds() >= start_us:
+                    found.setdefault(obj.key, (obj.revision, obj.event))
+    return sorted(found.values(), key=lambda row: int(row[1].id))
 
 
 def folded(items: Iterable[Item], until_us: int) -> dict[str, dict[str, str]]:
