@@ -138,7 +138,7 @@ def write(directory: Path, options: argparse.Namespace) -> list[str]:
     directory.mkdir()
     Manifest("bench", 1.0, format=FORMAT).write(directory)
     layouts = schemas(options.nodes, options.devices)
-    state = {
+    state: dict[tuple[int, str], bytes] = {
         (common_pb2.KIND_NODE, name): wire_of(
             common_pb2.KIND_NODE, name, 1, cluster_pb2.Node(name=name, cpu_count=64).SerializeToString()
         )
@@ -197,13 +197,13 @@ async def record(
     hub.add_schema(schema)
     session = profiler_pb2.Session(name="cpu", interval_s=1.0)
     recorder = Recorder(directory, session, nothing, hub, nothing, lambda told: None)  # type: ignore[arg-type]
-    writer = recorder._open()[1]
+    recorder._open()
     begin = time.process_time()
     for wire, tick in ticks:
         recorder._on_tick(tick.node, wire, None)
-        await recorder._flush(writer)
+        await recorder._flush()
     spent = time.process_time() - begin
-    writer.close()
+    await recorder._close()
     return spent / len(ticks)
 
 

@@ -70,6 +70,16 @@ class QueueConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfilerConfig:
+    """How long sealed recordings are kept; one that records is never deleted."""
+
+    keep_days: float = 0.0
+    """Days after which a recording goes; 0: never."""
+    keep_gb: float = 0.0
+    """GiB that recordings may take; the oldest go first. 0: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConsoleConfig:
     """gswarm-tui."""
 
@@ -87,6 +97,7 @@ class Config:
     client: ClientConfig = field(default_factory=ClientConfig)
     backends: BackendsConfig = field(default_factory=BackendsConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
     console: ConsoleConfig = field(default_factory=ConsoleConfig)
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -96,6 +107,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("client", ClientConfig),
     ("backends", BackendsConfig),
     ("queue", QueueConfig),
+    ("profiler", ProfilerConfig),
     ("console", ConsoleConfig),
 )
 # Read elsewhere, so never an unknown key.
@@ -185,6 +197,9 @@ def _check_ranges(sections: Mapping[str, Any]) -> None:
                 )
     if sections["queue"].wait_bound_s <= 0:
         raise InvalidError("queue.wait_bound_s must be above 0", field="queue.wait_bound_s")
+    for name in ("keep_days", "keep_gb"):
+        if not 0 <= getattr(sections["profiler"], name) < 1e6:
+            raise InvalidError(f"profiler.{name} must be 0 or above", field=f"profiler.{name}")
 
 
 def _environment(known: Mapping[str, type]) -> list[tuple[str, object, str]]:

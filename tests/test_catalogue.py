@@ -34,6 +34,8 @@ LOCAL = {
     "client connect",
     "client backend install",
     "client backend list",
+    "profiler recover",
+    "profiler run",
     "scheduler plan",
     "scheduler validate",
     "scheduler simulate",

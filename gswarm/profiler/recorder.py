@@ -9,8 +9,9 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import Message
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from gswarm.profiler.selected import Selected
 
 log = logging.getLogger("gswarm.host")
+R = TypeVar("R")
 LIST_EVERY_S = 60.0
-FLUSH_S = (0.1, 0.5)
+FLUSH_S = (0.1, 1.0)
 """How long a record waits for others to be written with it: the session's interval within these bounds."""
 RETRY_S = (1.0, 10.0)
 BUFFER_LIMIT = 64 << 20
@@ -83,6 +85,17 @@ def manifest_of(session: profiler_pb2.Session) -> Manifest:
     )
 
 
+async def _whole(function: Callable[[], R]) -> R:
+    """Run it in a thread, to its end also when we are cancelled meanwhile: two must never write at once."""
+    running = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        running.exception()
+        raise
+
+
 class HostClock:
     """Host time that never goes back, whatever is done to the machine's clock; microseconds since the epoch."""
 
@@ -131,68 +144,116 @@ class Recorder:
         self._dropped = False
         self._problem = ""
         self._wake = asyncio.Event()
+        self._number = 0
+        self._writer: Writer | None = None
 
     def wants(self, node: str) -> bool:
         """Whether this session records a node."""
         return not self._wanted or node in self._wanted
 
     async def run(self) -> None:
-        """Record until cancelled, then write what is left."""
-        number, writer = await asyncio.to_thread(self._open)
+        """Record until cancelled, then write what is left; a session too short to open its journal has its list."""
+        try:
+            await self._opened()
+        except asyncio.CancelledError:
+            if self._writer is not None:
+                self._full_list()
+                await self._close()
+            raise
         # Subscribe, then list, without a pause between: nothing is missed and nothing comes twice.
         unsubscribe = [self._store.subscribe(self._on_batch), self._hub.subscribe(self._on_tick)]
         self._full_list()
-        listed = time.monotonic()
-        pause = RETRY_S[0]
         try:
-            while True:
-                await self._wake.wait()
-                # Wait for others to be written with it.
-                await asyncio.sleep(min(max(self.session.interval_s, FLUSH_S[0]), FLUSH_S[1]))
-                if self._changed and time.monotonic() - listed >= LIST_EVERY_S:
-                    self._full_list()
-                    listed = time.monotonic()
-                whole = await self._flush(writer)
-                self._told(Told(self._ticks, self._events, writer.size, self._problem))
-                if not whole:
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, RETRY_S[1])
-                    continue
-                pause = RETRY_S[0]
-                if writer.size >= SEGMENT_BYTES and (following := await self._next(number)):
-                    await asyncio.to_thread(writer.close)
-                    self._rotated(number)
-                    number, writer = number + 1, following
-                    self._full_list()
-                    listed = time.monotonic()
+            await self._write()
         finally:
             for end in unsubscribe:
                 end()
-            await self._flush(writer)
-            await asyncio.to_thread(writer.close)
+            await self._close()
 
-    def _open(self) -> tuple[int, Writer]:
+    async def moment(self) -> None:
+        """Record how things stand, and no more: of a session that ended before it began. Raises OSError."""
+        await _whole(self._open)
+        self._full_list()
+        await self._close()
+
+    async def _write(self) -> None:
+        listed = time.monotonic()
+        pause = RETRY_S[0]
+        while True:
+            await self._wake.wait()
+            # Wait for others to be written with it.
+            await asyncio.sleep(min(max(self.session.interval_s, FLUSH_S[0]), FLUSH_S[1]))
+            if self._changed and time.monotonic() - listed >= LIST_EVERY_S:
+                self._full_list()
+                listed = time.monotonic()
+            if not await self._flush():
+                self._tell()
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_S[1])
+                continue
+            pause = RETRY_S[0]
+            self._tell()
+            if self._writer is not None and self._writer.size >= SEGMENT_BYTES and await self._next():
+                listed = time.monotonic()
+
+    def _tell(self) -> None:
+        size = self._writer.size if self._writer is not None else 0
+        self._told(Told(self._ticks, self._events, size, self._problem))
+
+    async def _close(self) -> None:
+        if not await self._flush():
+            log.error("session %s ends with %d bytes unwritten: %s", self.session.name, len(self._kept), self._problem)
+        if self._writer is not None:
+            await _whole(self._writer.close)
+            self._writer = None
+
+    async def _opened(self) -> None:
+        """Open the journal; while the disk does not take one, that is told and tried again."""
+        pause = RETRY_S[0]
+        while True:
+            try:
+                await _whole(self._open)
+                return
+            except OSError as error:
+                self._problem = f"cannot write: {error.strerror}; it goes on when there is room"
+                self._tell()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RETRY_S[1])
+
+    def _open(self) -> None:
         """Go on with the journal of an earlier run, or start the next. Raises OSError."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         manifests.adopt(self.directory)
         manifest_of(self.session).write(self.directory)
         known = manifests.segments(self.directory)
-        number = known[-1].number + (1 if known[-1].sealed else 0) if known else 1
-        writer = Writer(manifests.files(self.directory, number).journal)
-        self._clock.after(writer.last_us)
-        return number, writer
+        self._number = known[-1].number + (1 if known[-1].sealed else 0) if known else 1
+        self._writer = Writer(manifests.files(self.directory, self._number).journal)
+        self._clock.after(self._writer.last_us)
 
-    async def _next(self, number: int) -> Writer | None:
-        """The journal after a full one; None while there is no room for it: then the full one grows on."""
+    async def _next(self) -> bool:
+        """Go on in another journal and hand the full one over; False while there is no room: then it grows on."""
+
+        def change() -> None:
+            following = Writer(manifests.files(self.directory, self._number + 1).journal)
+            if self._writer is not None:
+                self._writer.close()
+            self._writer = following
+
         try:
-            return await asyncio.to_thread(Writer, manifests.files(self.directory, number + 1).journal)
+            await _whole(change)
         except OSError as error:
             log.warning("session %s: no new journal: %s", self.session.name, error.strerror)
-            return None
+            return False
+        self._number += 1
+        self._full_list()
+        self._rotated(self._number - 1)
+        return True
 
-    async def _flush(self, writer: Writer) -> bool:
+    async def _flush(self) -> bool:
         """Write what came; False when it cannot be, it is then kept for the next time."""
         self._wake.clear()
+        if self._writer is None:
+            return False
         if self._dropped:
             self._dropped = False
             self._append(Record.GAP, self._problem.encode())
@@ -201,7 +262,7 @@ class Recorder:
         acks, self._acks = self._acks, {}
         try:
             if records:
-                await asyncio.to_thread(writer.append, records)
+                await _whole(partial(self._writer.append, records))
         except OSError as error:
             self._kept, self._acks = records, acks | self._acks
             self._problem = f"cannot write: {error.strerror}; it goes on when there is room"

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gswarm.errors import GswarmError
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.journal import Record, frame
 from gswarm.profiler.manifest import Files
@@ -31,6 +32,7 @@ class Sealed:
     ticks: int
     changes: int
     size_bytes: int
+    """Without journals that are still written."""
     lost: tuple[str, ...]
     """What its journals had lost before, in sentences."""
 
@@ -49,7 +51,7 @@ def seal(directory: Path, number: int | None = None) -> Sealed:
         found.journal.unlink(missing_ok=True)
     with Recording.open(directory) as recording:
         ticks, changes = recording.counts()
-    size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+    size = sum(path.stat().st_size for path in directory.iterdir() if not path.name.startswith(("journal", ".")))
     return Sealed(ticks, changes, size, tuple(lost))
 
 
@@ -146,6 +148,17 @@ def _blocks(segment: JournalSegment) -> Iterator[list[Item]]:
         yield block
 
 
-if __name__ == "__main__":
-    told = seal(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+def main() -> None:
+    """Seal what the command line names; one line on standard error when it cannot be."""
+    directory = Path(sys.argv[1])
+    try:
+        told = seal(directory, int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    except BlockingIOError:
+        sys.exit(f"{directory} is being recorded or sealed by another process")
+    except (GswarmError, OSError, ValueError) as error:
+        sys.exit(str(error))
     sys.stdout.write(json.dumps(asdict(told)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

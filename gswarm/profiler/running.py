@@ -1,0 +1,102 @@
+"""A session around a command: it starts before, stops after, and the command's exit code is passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gswarm.cli import say
+from gswarm.errors import GswarmError, InvalidError, NotFoundError
+from gswarm.profiler.access import start
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+
+    from gswarm.swarm import Swarm
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+"""What a key press sends to the whole foreground group: the command has it already."""
+
+
+async def run(
+    command: Sequence[str],
+    name: str,
+    interval: float,
+    nodes: Sequence[str],
+    metrics: Sequence[str],
+    tags: Sequence[str],
+    host: str | None,
+    token_file: Path | None,
+) -> int:
+    """Record while the command runs; its exit code, 128 and the signal's number when it was killed."""
+    from gswarm.swarm import connect
+
+    if not command:
+        raise InvalidError("there is no command", next="write it after --", field="command")
+    async with connect(host, token_file=token_file) as swarm:
+        await start(swarm, name, interval, nodes, metrics, tags)
+        say(f"session {name} records")
+        async with _stopping(swarm, name):
+            return await _command(command)
+
+
+@contextlib.asynccontextmanager
+async def _stopping(swarm: Swarm, name: str) -> AsyncIterator[None]:
+    """Stop the session at the end, whatever the end is; that it cannot be stopped is said, and changes no exit code."""
+    from gswarm.v1 import profiler_pb2
+
+    try:
+        yield
+    finally:
+        try:
+            async with asyncio.timeout(30):
+                await swarm.call(profiler_pb2.StopSessionRequest(name=name))
+            say(f"session {name} stopped; see gswarm profiler info {name}")
+        except (GswarmError, TimeoutError) as error:
+            say(f"session {name} was not stopped: {error}. Run gswarm profiler stop {name}")
+
+
+async def _command(command: Sequence[str]) -> int:
+    try:
+        process = await asyncio.create_subprocess_exec(*command)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no command {command[0]}", field="command") from None
+    except OSError as error:
+        raise InvalidError(f"{command[0]} cannot be run", why=error.strerror or "", field="command") from None
+    with _forwarding(process):
+        code = await process.wait()
+    return 128 - code if code < 0 else code
+
+
+@contextlib.contextmanager
+def _forwarding(process: Process) -> Iterator[None]:
+    """Pass signals that reach us on to the command, and end when it does."""
+    loop = asyncio.get_running_loop()
+
+    def forward(number: signal.Signals) -> None:
+        if number in FROM_TERMINAL and _in_foreground():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+    for number in FORWARDED:
+        loop.add_signal_handler(number, forward, number)
+    try:
+        yield
+    finally:
+        for number in FORWARDED:
+            loop.remove_signal_handler(number)
+
+
+def _in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError):
+        return False
