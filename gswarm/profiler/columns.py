@@ -42,6 +42,18 @@ class Rows:
             found[index] = at if at >= first else -1
         return found
 
+    def chosen(self, rows: NDArray[np.int64]) -> Rows:
+        """One row of each device, by its number; a device with -1 is left out."""
+        kept = np.flatnonzero(rows >= 0)
+        at = rows[kept]
+        return Rows(
+            tuple(self.device_ids[i] for i in kept),
+            tuple(self.nodes[i] for i in kept),
+            np.arange(len(kept) + 1, dtype=np.int64),
+            self.times_us[at],
+            {name: values[at] for name, values in self.columns.items()},
+        )
+
     def between(self, start_us: int, end_us: int) -> Rows:
         """Only the rows between two moments, both included."""
         keep = (self.times_us >= start_us) & (self.times_us <= end_us)

@@ -74,7 +74,7 @@ class Recording:
         damage: list[str] = []
         for found in manifests.segments(directory):
             segment: Segment = SealedSegment(found) if found.sealed else JournalSegment(found.journal, found.number)
-            if segment.points or segment.ticks:
+            if segment.end_us:
                 segments.append(segment)
             else:
                 damage += segment.damage

@@ -18,7 +18,7 @@ from pathlib import Path
 from gswarm.errors import GswarmError
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.journal import Record, frame
-from gswarm.profiler.manifest import Files
+from gswarm.profiler.manifest import OLD_JOURNAL, Files
 from gswarm.profiler.segments import Item, JournalSegment, folded
 
 LIST_WEIGHT = 64 << 10
@@ -44,7 +44,7 @@ def seal(directory: Path, number: int | None = None) -> Sealed:
     manifests.adopt(directory)
     lost: list[str] = []
     for found in manifests.segments(directory):
-        if number is not None and found.number != number:
+        if found.journal.name == OLD_JOURNAL or (number is not None and found.number != number):
             continue
         if not found.sealed:
             lost += seal_segment(found)

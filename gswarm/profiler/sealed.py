@@ -51,8 +51,9 @@ class SealedSegment:
         if self._summary:
             return int(self._summary["start_us"]), int(self._summary["end_us"])
         self.damage.append(f"{self._files.state.name} has lost its summary: counts are not known")
-        last = self.items(len(self._blocks) - 1)[-1].time_us if self._blocks else 0
-        return (self._points[0] if self._points else last), last
+        changed = [self._points[0], self.items(len(self._blocks) - 1)[-1].time_us] if self._blocks else []
+        edges = [*changed, *(edge for span in (self._table.spans if self._table is not None else []) for edge in span)]
+        return min(edges, default=0), max(edges, default=0)
 
     def _check_metrics(self) -> None:
         """See without pyarrow whether the samples are there whole."""
@@ -133,9 +134,7 @@ class SealedSegment:
 
     def latest(self, until_us: int, since_us: int) -> Rows:
         """See Segment. Slices are looked at from the newest, until each device is found."""
-        import numpy as np
-
-        from gswarm.profiler.columns import Rows, merge
+        from gswarm.profiler.columns import merge
 
         spans = self._table.spans if self._table is not None else []
         every = set(self._summary.get("devices", ()))
@@ -151,22 +150,11 @@ class SealedSegment:
             if rows is None:
                 continue
             at = rows.latest(until_us)
-            kept = [
-                i
-                for i, row in enumerate(at)
-                if row >= 0 and rows.device_ids[i] not in seen and rows.times_us[row] >= since_us
-            ]
-            seen.update(rows.device_ids[i] for i in kept)
-            chosen = at[kept]
-            found.append(
-                Rows(
-                    tuple(rows.device_ids[i] for i in kept),
-                    tuple(rows.nodes[i] for i in kept),
-                    np.arange(len(kept) + 1),
-                    rows.times_us[chosen],
-                    {name: values[chosen] for name, values in rows.columns.items()},
-                )
-            )
+            for i, device in enumerate(rows.device_ids):
+                if device in seen or (at[i] >= 0 and rows.times_us[at[i]] < since_us):
+                    at[i] = -1
+            found.append(rows.chosen(at))
+            seen.update(found[-1].device_ids)
         return merge(found)
 
     def rows(self, metrics: Sequence[str] | None, start_us: int, end_us: int) -> Rows:

@@ -240,7 +240,8 @@ class JournalSegment:
                 parts.append(
                     (group.node, group.layout, group.times_us[at : at + 1], group.layout.unpack([group.ticks[at]]))
                 )
-        return gather(parts)
+        rows = gather(parts)
+        return rows.chosen(rows.latest(until_us))
 
     def rows(self, metrics: Sequence[str] | None, start_us: int, end_us: int) -> Rows:
         """See Segment."""
