@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,15 +129,35 @@ def write_events(path: Path, events: Sequence[tuple[int, common_pb2.Event]]) -> 
     synced(path)
 
 
-def read_events(path: Path) -> list[common_pb2.Event]:
-    """The event log of a segment. Raises InvalidError when the file is damaged."""
+def footer_crc(path: Path) -> int:
+    """The crc-32 of a file's footer (parquet.apache.org/docs/file-format), which pages' own checksums leave out.
+
+    Raises OSError, and ValueError when there is none.
+    """
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size, magic = struct.unpack("<I4s", file.read(8))
+        if magic != b"PAR1" or size + 12 > path.stat().st_size:
+            raise ValueError("it has no footer")
+        file.seek(-8 - size, os.SEEK_END)
+        return zlib.crc32(file.read(size))
+
+
+def _check_footer(path: Path, expected: int | None) -> None:
+    if expected is not None and footer_crc(path) != expected:
+        raise ValueError("its footer is not the one that was written")
+
+
+def read_events(path: Path, footer: int | None) -> list[common_pb2.Event]:
+    """The event log of a segment; `footer` is its footer's checksum, if known. Raises InvalidError when it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
+        _check_footer(path, footer)
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
         rows = table.set_column(1, "time", table["time"].cast(pa.int64())).to_pylist()
-    except (OSError, ValueError, KeyError) as error:
+    except _damages() as error:
         raise InvalidError(f"{path.name} is damaged", why=_first_line(error)) from None
     found = []
     for row in rows:
@@ -153,18 +175,19 @@ def read_events(path: Path) -> list[common_pb2.Event]:
 class Table:
     """An open metrics file. Raises InvalidError when it is damaged, on opening or when that part is read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, footer: int | None = None) -> None:
         import pyarrow.parquet as pq
 
         self._path = path
         try:
+            _check_footer(path, footer)
             self._file = pq.ParquetFile(
                 path, read_dictionary=["device_id", "node"], page_checksum_verification=True, pre_buffer=False
             )
             self.spans = [self._span(group) for group in range(self._file.num_row_groups)]
             """First and last time of each row group, microseconds."""
             self.columns = {field.name: _column(field) for field in self._file.schema_arrow if field.name not in KEYS}
-        except (OSError, ValueError) as error:
+        except _damages() as error:
             raise InvalidError(f"{path.name} is damaged", why=_first_line(error)) from None
 
     def _span(self, group: int) -> tuple[int, int]:
@@ -190,7 +213,7 @@ class Table:
         wanted = None if metrics is None else [*KEYS, *(name for name in metrics if name in self.columns)]
         try:
             return self._file.read_row_group(group, columns=wanted, use_threads=True)
-        except (OSError, ValueError) as error:
+        except _damages() as error:
             raise InvalidError(
                 f"a part of {self._path.name} is damaged and was left out", why=_first_line(error)
             ) from None
@@ -248,6 +271,13 @@ def synced(path: Path) -> None:
     path.chmod(0o600)
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """What reading a damaged file raises."""
+    import pyarrow as pa
+
+    return (pa.ArrowException, OSError, ValueError, KeyError, NotImplementedError)
 
 
 def _first_line(error: Exception) -> str:

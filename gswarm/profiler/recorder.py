@@ -36,7 +36,7 @@ FLUSH_S = (0.1, 1.0)
 """How long a record waits for others to be written with it: the session's interval within these bounds."""
 RETRY_S = (1.0, 10.0)
 BUFFER_LIMIT = 64 << 20
-SEGMENT_BYTES = 64 << 20
+SEGMENT_BYTES = 32 << 20
 """A journal of this size is closed and sealed while the next one is written: what bounds the memory of the sealing."""
 
 
@@ -87,7 +87,7 @@ def manifest_of(session: profiler_pb2.Session) -> Manifest:
 
 async def _whole(function: Callable[[], R]) -> R:
     """Run it in a thread, to its end also when we are cancelled meanwhile: two must never write at once."""
-    running = asyncio.ensure_future(asyncio.to_thread(function))
+    running = asyncio.get_running_loop().run_in_executor(None, function)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

@@ -57,7 +57,7 @@ def seal(directory: Path, number: int | None = None) -> Sealed:
 
 def seal_segment(found: Files) -> list[str]:
     """Write a segment's samples, events and state, the state last: with it the segment is sealed. What was lost."""
-    from gswarm.profiler.parquet import synced, write_events, write_metrics
+    from gswarm.profiler.parquet import footer_crc, synced, write_events, write_metrics
 
     with found.journal.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,6 +78,11 @@ def seal_segment(found: Files) -> list[str]:
                     "changes": segment.changes,
                     "rows": rows,
                     "metrics_bytes": parts[0].stat().st_size if rows else 0,
+                    "footers": {
+                        path.name: footer_crc(part)
+                        for part, path in zip(parts, (found.metrics, found.events), strict=False)
+                        if part.is_file()
+                    },
                     "devices": sorted({device for group in sampled.groups for device in group.layout.device_ids}),
                     "clock_offsets_us": sampled.offsets,
                     "lost": lost,

@@ -7,6 +7,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gswarm.errors import InvalidError
@@ -43,6 +44,7 @@ class SealedSegment:
         self._summary: Mapping[str, Any] = (
             json.loads(self._data[told.offset : told.offset + told.size]) if told is not None else {}
         )
+        self.damage += self._summary.get("lost", ())
         self.ticks, self.changes = int(self._summary.get("ticks", 0)), int(self._summary.get("changes", 0))
         self.start_us, self.end_us = self._span()
         self._check_metrics()
@@ -103,10 +105,14 @@ class SealedSegment:
         if not self._files.metrics.is_file():
             return None
         try:
-            return Table(self._files.metrics)
+            return Table(self._files.metrics, self._footer(self._files.metrics))
         except InvalidError as error:
             self._damaged(str(error))
             return None
+
+    def _footer(self, path: Path) -> int | None:
+        found = self._summary.get("footers", {}).get(path.name)
+        return None if found is None else int(found)
 
     def _damaged(self, sentence: str) -> None:
         if sentence not in self.damage:
@@ -204,7 +210,7 @@ class SealedSegment:
         from gswarm.profiler.parquet import read_events
 
         try:
-            return read_events(self._files.events)
+            return read_events(self._files.events, self._footer(self._files.events))
         except InvalidError as error:
             self._damaged(str(error))
             every = (item for point in range(len(self._points)) for item in self.items(point))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gswarm.profiler.columns import Layout, Rows
+    from gswarm.profiler.columns import Layout, Packed, Rows
 
 
 SLICE_ROWS, SLICE_TICKS = 24_000, 64
@@ -89,7 +89,7 @@ class Group:
     node: str
     layout: Layout
     times_us: NDArray[np.int64]
-    ticks: Sequence[profiler_pb2.SampleTick]
+    ticks: Sequence[Packed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +179,11 @@ class JournalSegment:
         import numpy as np
 
         from gswarm.profiler.clocks import offsets
-        from gswarm.profiler.columns import Layout
+        from gswarm.profiler.columns import Layout, Packed
 
         layouts: dict[tuple[str, int], Layout] = {}
-        arrived: dict[str, list[tuple[int, Layout, profiler_pb2.SampleTick]]] = defaultdict(list)
+        arrived: dict[str, list[tuple[int, int, int, Layout, Packed]]] = defaultdict(list)
+        """Arrival, number, the node's time, layout and values."""
         reasons = ReasonChanges()
         unread = 0
         for index, found in enumerate(self.frames):
@@ -202,21 +203,22 @@ class JournalSegment:
                 if layout is None or not layout.fits(tick):
                     unread += 1
                     continue
-                arrived[tick.node].append((self.times[index], layout, tick))
+                values = Packed(tick.f32, tick.i32, tick.u64)
+                arrived[tick.node].append((self.times[index], tick.seq, tick.time_unix_us, layout, values))
                 reasons.take(self.times[index], layout, tick.absent)
         groups: list[Group] = []
         shifts: dict[str, tuple[tuple[int, int], ...]] = {}
         for node, ticks in arrived.items():
-            node_us = np.array([tick.time_unix_us for _, _, tick in ticks], np.int64)
-            arrivals = np.array([at for at, _, _ in ticks], np.int64)
-            offset, shifts[node] = offsets([tick.seq for _, _, tick in ticks], node_us, arrivals)
+            node_us = np.array([tick[2] for tick in ticks], np.int64)
+            arrivals = np.array([tick[0] for tick in ticks], np.int64)
+            offset, shifts[node] = offsets([tick[1] for tick in ticks], node_us, arrivals)
             times = node_us + offset
             by_layout: dict[int, list[int]] = defaultdict(list)
-            for i, (_, layout, _) in enumerate(ticks):
-                by_layout[id(layout)].append(i)
+            for i, told in enumerate(ticks):
+                by_layout[id(told[3])].append(i)
             for members in by_layout.values():
                 order = np.array(members)[np.argsort(times[members], kind="stable")]
-                groups.append(Group(node, ticks[order[0]][1], times[order], [ticks[i][2] for i in order]))
+                groups.append(Group(node, ticks[order[0]][3], times[order], [ticks[i][4] for i in order]))
         return Sampled(tuple(groups), tuple(reasons.items), shifts, unread)
 
     def schemas(self) -> Mapping[str, profiler_pb2.MetricColumn]:
