@@ -119,6 +119,13 @@ async def test_tags_are_set_and_removed_and_kept_with_the_files(running: Cluster
     changed = await running.swarm.profiler.tag("t", ["batch=128", "lr=3e-4"], remove=["model"])
     assert changed.tags == {"batch": "128", "lr": "3e-4"} and changed.phase is SessionPhase.SEALED
     assert manifests.read(Path(done.path)).tags == changed.tags
+    await running.swarm.profiler.start(name="other", tag=["batch=64"])
+    for filters, names in (
+        (["tags=batch=128"], ["t"]),
+        (["tags~batch="], ["other", "t"]),
+        (["tags!=batch=128"], ["other"]),
+    ):
+        assert sorted(s.name for s in await running.swarm.profiler.list(filter=filters)) == names
     with pytest.raises(NotFoundError, match=r"no tag batc.*batch"):
         await running.swarm.profiler.tag("t", remove=["batc"])
     with pytest.raises(InvalidError, match="nothing to change"):
