@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import Message
 
+from gswarm.errors import GswarmError
 from gswarm.host.samples import SampleHub
 from gswarm.host.state import Batch, Changed
 from gswarm.kinds import BY_KIND, wire_of
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.journal import Record, Writer, frame
 from gswarm.profiler.manifest import Manifest
+from gswarm.profiler.recording import Recording
 from gswarm.v1 import cluster_pb2, profiler_pb2, queue_pb2
 from gswarm.wire import length_prefixed
 
@@ -227,8 +230,14 @@ class Recorder:
         manifest_of(self.session).write(self.directory)
         known = manifests.segments(self.directory)
         self._number = known[-1].number + (1 if known[-1].sealed else 0) if known else 1
+        if known:
+            # Counts are not written to disk with each tick: after a restart the files know better.
+            with contextlib.suppress(GswarmError), Recording.open(self.directory) as earlier:
+                self._ticks, self._events = earlier.counts()
         self._writer = Writer(manifests.files(self.directory, self._number).journal)
         self._clock.after(self._writer.last_us)
+        if known:
+            self._append(Record.GAP, b"the host was not running")
 
     async def _next(self) -> bool:
         """Go on in another journal and hand the full one over; False while there is no room: then it grows on."""

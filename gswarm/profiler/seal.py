@@ -156,6 +156,7 @@ def _blocks(segment: JournalSegment) -> Iterator[list[Item]]:
 def main() -> None:
     """Seal what the command line names; one line on standard error when it cannot be."""
     directory = Path(sys.argv[1])
+    os.nice(10)  # the host, its agents and what they serve come first
     try:
         told = seal(directory, int(sys.argv[2]) if len(sys.argv) > 2 else None)
     except BlockingIOError:

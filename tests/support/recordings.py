@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gswarm.cluster.types import Event, Node
 from gswarm.host.samples import NA_I32, NA_U64
 from gswarm.kinds import BY_MESSAGE, key_of, wire_of
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.journal import Record, frame
 from gswarm.profiler.manifest import Manifest
+from gswarm.profiler.recording import Recording
 from gswarm.v1 import cluster_pb2, common_pb2, profiler_pb2, queue_pb2
 from gswarm.wire import length_prefixed
 
@@ -138,3 +140,11 @@ def a_run(directory: Path, seconds: int = 200, nodes: int = 2, devices: int = 2,
             journal.now_us += 2000
             journal.tick(tick(layout, journal.now_us - 1000, rows, second + 1, absent))
     return journal
+
+
+def shown(recording: Recording, moment_us: int) -> tuple[object, ...]:
+    """All that a screen shows of a moment; times as whole milliseconds."""
+    recording.seek_us(moment_us)
+    samples = recording._samples()
+    at = {device: int(seconds * 1000) for device, seconds in samples.at.items()}
+    return dict(recording.rows(Node)), dict(recording.rows(Event)), dict(samples.values), at, dict(samples.reasons)
