@@ -15,6 +15,7 @@ import asyncio
 import json
 import random
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,6 @@ from gswarm.host.state import Batch, State
 from gswarm.kinds import wire_of
 from gswarm.profiler.journal import FORMAT, Record, Writer, frame, scan
 from gswarm.profiler.manifest import Manifest, files
-from gswarm.profiler.metrics import METRICS, Absent, Reading, Type, columns
-from gswarm.profiler.packing import pack
 from gswarm.profiler.recorder import Recorder
 from gswarm.profiler.recording import Recording
 from gswarm.v1 import cluster_pb2, common_pb2, profiler_pb2, queue_pb2
@@ -45,16 +44,47 @@ LIST_EVERY = 60
 GIB = 1 << 30
 
 
+F32, I32 = profiler_pb2.COLUMN_TYPE_GAUGE_F32, profiler_pb2.COLUMN_TYPE_GAUGE_I32
+U64, MASK = profiler_pb2.COLUMN_TYPE_COUNTER_U64, profiler_pb2.COLUMN_TYPE_MASK_U64
+COLUMNS = tuple(
+    profiler_pb2.MetricColumn(name=name, unit=unit, type=kind)
+    for name, unit, kind in (
+        ("gpu_util_percent", "%", F32),
+        ("memory_util_percent", "%", F32),
+        ("sm_active_percent", "%", F32),
+        ("sm_occupancy_percent", "%", F32),
+        ("tensor_active_percent", "%", F32),
+        ("dram_active_percent", "%", F32),
+        ("pcie_rx_kib_per_s", "KiB/s", F32),
+        ("pcie_tx_kib_per_s", "KiB/s", F32),
+        ("temperature_c", "°C", F32),
+        ("memory_temperature_c", "°C", F32),
+        ("fan_percent", "%", F32),
+        ("sm_clock_mhz", "MHz", I32),
+        ("memory_clock_mhz", "MHz", I32),
+        ("performance_state", "", I32),
+        ("power_mw", "mW", I32),
+        ("process_count", "", I32),
+        ("memory_used_bytes", "B", U64),
+        ("memory_total_bytes", "B", U64),
+        ("energy_mj", "mJ", U64),
+        ("clock_event_reasons", "", MASK),
+    )
+)
+FAN = 10
+REMIND_S = 30
+
+
 class Gpu:
-    """A GPU whose load comes and goes with jobs."""
+    """A GPU whose load comes and goes with jobs; the fan is NA, as it is on servers."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._load, self._left, self._energy = 0.0, 0, seed * 10**9
         self._temperature, self._used = 35.0, 2 * GIB
 
-    def read(self) -> Reading:
-        """A second later."""
+    def read(self) -> tuple[list[float], list[int], list[int]]:
+        """A second later: values of each type, in the order of the columns."""
         r = self._random
         if self._left == 0:
             self._left = r.randint(20, 300)
@@ -65,30 +95,24 @@ class Gpu:
         power = 70 + 600 * busy + r.gauss(0, 4)
         self._energy += int(power * 1000)
         self._temperature += (33 + 42 * busy - self._temperature) / 30
-        told: dict[str, float | int] = {
-            "gpu_util_percent": round(busy * 100),
-            "memory_util_percent": round(busy * 55),
-            "temperature_c": round(self._temperature),
-            "sm_clock_mhz": 1980 - 15 * r.randrange(0, 6) if busy else 345,
-            "memory_clock_mhz": 2619,
-            "power_mw": int(power * 1000),
-            "process_count": int(self._load > 0),
-            "memory_used_bytes": self._used,
-            "memory_total_bytes": 80 * GIB,
-            "foreign_memory_bytes": 0,
-            "energy_mj": self._energy,
-        }
-        found: Reading = {}
-        for metric in METRICS:
-            if metric.name in told:
-                found[metric.name] = told[metric.name]
-            elif r.random() < 0 or metric.name in ("load_1m", "fan_percent"):
-                found[metric.name] = Absent("not supported")
-            else:  # a metric that this benchmark does not model: half of them stand still, half move
-                moves = hash(metric.unit) % 2
-                base = 40.0 if metric.type is Type.F32 else 40_000
-                found[metric.name] = round(base + moves * r.gauss(0, base / 40), 1)
-        return found
+        # What NVML gives in whole percent and degrees, and what its GPM gives as measured.
+        active = [max(0.0, 100 * busy * share + r.gauss(0, 1.5)) if busy else 0.0 for share in (0.9, 0.5, 0.6, 0.4)]
+        pcie = [max(0.0, 2e6 * busy + r.gauss(0, 2e4)) if busy else 0.0 for _ in "rt"]
+        gauges = [
+            round(100 * busy),
+            round(55 * busy),
+            *active,
+            *pcie,
+            round(self._temperature),
+            round(self._temperature + 7),
+        ]
+        clock = 1980 - 15 * r.randrange(0, 6) if busy else 345
+        capped = 4 if power > 660 else 0 if busy else 1
+        return (
+            [*gauges, float("nan")],
+            [clock, 2619, 0 if busy else 8, int(power * 1000), int(self._load > 0)],
+            [self._used, 80 * GIB, self._energy, capped],
+        )
 
 
 def wire_ticks(nodes: int, devices: int, seconds: int) -> Iterator[tuple[int, bytes, profiler_pb2.SampleTick]]:
@@ -97,9 +121,15 @@ def wire_ticks(nodes: int, devices: int, seconds: int) -> Iterator[tuple[int, by
     jitter = random.Random(1)
     for second in range(seconds):
         for node in range(nodes):
-            at = START_US + second * 1_000_000 + node * 100_000 + jitter.randrange(0, 3000)
-            tick = pack([gpu.read() for gpu in gpus[node]], seq=second + 1, time_unix_us=at, schema_id=1)
-            tick.node = f"n{node}"
+            at = START_US + second * 1_000_000 + node * 800_000 // nodes + jitter.randrange(0, 3000)
+            tick = profiler_pb2.SampleTick(node=f"n{node}", seq=second + 1, time_unix_us=at, schema_id=1)
+            if second % REMIND_S == 0:
+                for device in range(devices):
+                    tick.absent.add(device=device, column=FAN, reason="not supported")
+            rows = [gpu.read() for gpu in gpus[node]]
+            for slot, code in (("f32", "f"), ("i32", "i"), ("u64", "Q")):
+                flat = [value for row in rows for value in row[("f32", "i32", "u64").index(slot)]]
+                setattr(tick, slot, struct.pack(f"<{len(flat)}{code}", *flat))
             yield second, tick.SerializeToString(), tick
 
 
@@ -107,7 +137,7 @@ def schemas(nodes: int, devices: int) -> Layouts:
     """The column layout of each node."""
     return {
         f"n{node}": profiler_pb2.MetricSchema(
-            node=f"n{node}", id=1, columns=columns(), device_ids=[f"GPU-{node}-{d}" for d in range(devices)]
+            node=f"n{node}", id=1, columns=COLUMNS, device_ids=[f"GPU-{node}-{d}" for d in range(devices)]
         )
         for node in range(nodes)
     }
@@ -152,7 +182,7 @@ def write(directory: Path, options: argparse.Namespace) -> list[str]:
         if second != last:
             last = second
             if second % LIST_EVERY == 0:
-                recent = dict(list(state.items())[-1400:])
+                recent = dict(list(state.items())[-1400:])  # a host keeps the last thousand events
                 out += frame(Record.LIST, now, watch(recent, revision, now, whole=True))
                 for schema in layouts.values():
                     out += frame(Record.SCHEMA, now, schema.SerializeToString())
@@ -320,7 +350,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "benchmark": "recording",
         "devices": options.nodes * options.devices,
         "seconds": options.seconds,
-        "metrics": len(METRICS),
+        "metrics": len(COLUMNS),
         "size_vs_jsonl": round(sealed / plain_size(lines), 4),
         "bytes_a_device_sample": round(sealed / (options.nodes * options.devices * options.seconds), 2),
         "cpu_a_tick_vs_jsonl": round(few[0], 3),

@@ -292,7 +292,8 @@ class Recorder:
     def _append(self, kind: Record, payload: bytes) -> None:
         if self._dropped:
             return
-        if len(self._kept) + len(self._buffer) + len(payload) > BUFFER_LIMIT:
+        # A list is what recording starts anew with: it must fit, whatever its size.
+        if kind is not Record.LIST and len(self._kept) + len(self._buffer) + len(payload) > BUFFER_LIMIT:
             self._drop()
         else:
             self._buffer += frame(kind, self._clock.now_us(), payload)
