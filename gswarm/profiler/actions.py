@@ -39,7 +39,7 @@ async def start(
         gswarm profiler start --name fast --interval 0.2 --nodes n1 --for 10m
         gswarm profiler start --name power --metrics power_mw,gpu_util_percent --tag model=llama --until-task 17
     """
-    from gswarm.profiler.access import start as begin
+    from gswarm.profiler.running import start as begin
 
     return await begin(swarm, name, interval, nodes, metrics, tag, for_, until_task)
 
@@ -125,7 +125,7 @@ async def pull(
         gswarm profiler pull run-42
         gswarm profiler pull run-42 --out recordings/run-42
     """
-    from gswarm.profiler.access import pull_to
+    from gswarm.profiler.copies import pull_to
 
     return await pull_to(swarm, name, out)
 
@@ -142,7 +142,7 @@ async def recover(
         gswarm profiler recover run-42
         gswarm profiler recover /backup/recordings/run-42
     """
-    from gswarm.profiler.access import recover as repair
+    from gswarm.profiler.copies import recover as repair
 
     return await repair(recording)
 

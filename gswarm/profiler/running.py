@@ -1,4 +1,4 @@
-"""A session around a command: it starts before, stops after, and the command's exit code is passed on."""
+"""Sessions from the client's side: started, and around a command whose exit code is passed on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from gswarm.cli import say
 from gswarm.errors import GswarmError, InvalidError, NotFoundError
-from gswarm.profiler.access import start
+from gswarm.profiler.types import Session, parse_tags
+from gswarm.v1 import profiler_pb2
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -23,6 +24,42 @@ if TYPE_CHECKING:
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 """What a key press sends to the whole foreground group: the command has it already."""
+
+
+async def start(
+    swarm: Swarm,
+    name: str,
+    interval: float,
+    nodes: Sequence[str],
+    metrics: Sequence[str],
+    tags: Sequence[str],
+    duration: str = "",
+    until_task: str = "",
+) -> Session:
+    """Start a session. Raises InvalidError for what can never be, else what the host says."""
+    from gswarm.codec import from_proto
+    from gswarm.units import parse_duration
+
+    if interval <= 0:  # on the wire 0 stands for the default
+        raise InvalidError(f"an interval of {interval:g} s cannot be", next="from 0.1 to 60 s", field="interval")
+    seconds = 0.0
+    if duration:
+        try:
+            seconds = parse_duration(duration)
+        except ValueError:
+            seconds = 0.0
+        if not seconds:
+            raise InvalidError(f"{duration!r} is no time", next="write 90s, 10m or 1h30m", field="for_")
+    request = profiler_pb2.StartSessionRequest(
+        name=name,
+        interval_s=interval,
+        nodes=nodes,
+        metrics=[part.strip() for text in metrics for part in text.split(",") if part.strip()],
+        tags=parse_tags(tags),
+        for_s=seconds,
+        until_task=until_task,
+    )
+    return from_proto((await swarm.call(request)).session, Session)
 
 
 async def run(
@@ -50,8 +87,6 @@ async def run(
 @contextlib.asynccontextmanager
 async def _stopping(swarm: Swarm, name: str) -> AsyncIterator[None]:
     """Stop the session at the end, whatever the end is; that it cannot be stopped is said, and changes no exit code."""
-    from gswarm.v1 import profiler_pb2
-
     try:
         yield
     finally:
