@@ -163,6 +163,8 @@ def test_pulled_it_opens_without_a_host(here: Installation, tmp_path: Path) -> N
         assert {row["kind"] for row in rows} >= {"simulated"}
     refused = here.result("profiler", "pull", "away", "--out", str(tmp_path / "whole"))
     assert refused.returncode == 5 and "exists" in refused.stderr
+    already = here.result("--from", str(tmp_path / "whole"), "profiler", "pull", "away", "--out", str(tmp_path / "no"))
+    assert already.returncode == 2 and "recording already" in already.stderr
     unknown = here.result("profiler", "pull", "awy")
     assert unknown.returncode == 4 and "away" in unknown.stderr
     assert not [path for path in here.root.iterdir() if "awy" in path.name]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gswarm.config import state_dir
-from gswarm.errors import GswarmError, RefusedError
+from gswarm.errors import GswarmError, InvalidError, RefusedError
 from gswarm.names import check_name
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.access import pull
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from gswarm.swarm import Swarm
 
 
-async def pull_to(swarm: Swarm, name: str, out: Path | None) -> Pulled:
+async def pull_to(swarm: Swarm | Recording, name: str, out: Path | None) -> Pulled:
     """Copy a recording into a directory that is not there yet, whole or not at all."""
+    if isinstance(swarm, Recording):
+        raise InvalidError(f"{swarm.directory} is a recording already", next="leave out --from")
     target = out or Path(check_name(name, "session name"))
     if await asyncio.to_thread(target.exists):
         raise RefusedError(f"{target} exists", next="name another directory with --out", field="out")

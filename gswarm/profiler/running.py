@@ -7,9 +7,9 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from gswarm.cli import say
 from gswarm.errors import GswarmError, InvalidError, NotFoundError
@@ -99,35 +99,50 @@ async def _stopping(swarm: Swarm, name: str) -> AsyncIterator[None]:
 
 
 async def _command(command: Sequence[str]) -> int:
-    try:
-        process = await asyncio.create_subprocess_exec(*command)
-    except FileNotFoundError:
-        raise NotFoundError(f"there is no command {command[0]}", field="command") from None
-    except OSError as error:
-        raise InvalidError(f"{command[0]} cannot be run", why=error.strerror or "", field="command") from None
-    with _forwarding(process):
+    with _Forwarding() as forwarding:
+        try:
+            process = await asyncio.create_subprocess_exec(*command)
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no command {command[0]}", field="command") from None
+        except OSError as error:
+            raise InvalidError(f"{command[0]} cannot be run", why=error.strerror or "", field="command") from None
+        forwarding.to(process)
         code = await process.wait()
     return 128 - code if code < 0 else code
 
 
-@contextlib.contextmanager
-def _forwarding(process: Process) -> Iterator[None]:
-    """Pass signals that reach us on to the command, and end when it does."""
-    loop = asyncio.get_running_loop()
+class _Forwarding:
+    """Passes signals that reach us on to the command, those included that come before it has started."""
 
-    def forward(number: signal.Signals) -> None:
-        if number in FROM_TERMINAL and _in_foreground():
-            return
+    def __init__(self) -> None:
+        self._process: Process | None = None
+        self._early: list[signal.Signals] = []
+
+    def __enter__(self) -> Self:
+        for number in FORWARDED:
+            asyncio.get_running_loop().add_signal_handler(number, self._forward, number)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number in FORWARDED:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def to(self, process: Process) -> None:
+        """The command has started: it was not there yet to get what came before, from a key press either."""
+        self._process = process
+        for number in self._early:
+            self._send(process, number)
+
+    def _forward(self, number: signal.Signals) -> None:
+        if self._process is None:
+            self._early.append(number)
+        elif not (number in FROM_TERMINAL and _in_foreground()):
+            self._send(self._process, number)
+
+    @staticmethod
+    def _send(process: Process, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
-
-    for number in FORWARDED:
-        loop.add_signal_handler(number, forward, number)
-    try:
-        yield
-    finally:
-        for number in FORWARDED:
-            loop.remove_signal_handler(number)
 
 
 def _in_foreground() -> bool:
