@@ -116,6 +116,8 @@ class Action:
     until: str
     """ "module:function" that says how far the result is, for actions that take long; empty: done when answered."""
     key: str
+    face: str = ""
+    """ "module:Class" that its Python method returns, made of the swarm and the parameters; empty: a plain coroutine."""
     _cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -231,6 +233,7 @@ def action(
     destructive: bool = False,
     until: str = "",
     key: str = "",
+    face: str = "",
 ) -> Callable[[F], F]:
     """Register an async function as an action. The function itself stays as it is."""
 
@@ -248,6 +251,7 @@ def action(
             effect,
             until,
             key,
+            face,
         )
         if made.name in _REGISTRY.setdefault(room, {}):
             raise ValueError(f"there are two actions {made.name}")

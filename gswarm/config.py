@@ -75,6 +75,16 @@ class QueueConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfilerConfig:
+    """How long sealed recordings are kept; one that records is never deleted."""
+
+    keep_days: float = 0.0
+    """Days after which a recording goes; 0: never."""
+    keep_gb: float = 0.0
+    """GiB that recordings may take; the oldest go first. 0: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConsoleConfig:
     """gswarm-tui."""
 
@@ -118,6 +128,7 @@ class Config:
     client: ClientConfig = field(default_factory=ClientConfig)
     backends: BackendsConfig = field(default_factory=BackendsConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
     console: ConsoleConfig = field(default_factory=ConsoleConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     alerting: AlertingConfig = field(default_factory=AlertingConfig)
@@ -131,6 +142,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("client", ClientConfig),
     ("backends", BackendsConfig),
     ("queue", QueueConfig),
+    ("profiler", ProfilerConfig),
     ("console", ConsoleConfig),
     ("http", HttpConfig),
     ("alerting", AlertingConfig),
@@ -233,6 +245,9 @@ def _check_ranges(sections: Mapping[str, Any]) -> None:
             next="above 0 to 300 s, and 1 to 100",
             field="alerting.timeout_s",
         )
+    for name in ("keep_days", "keep_gb"):
+        if not 0 <= getattr(sections["profiler"], name) < 1e6:
+            raise InvalidError(f"profiler.{name} must be 0 or above", field=f"profiler.{name}")
 
 
 def _environment(known: Mapping[str, type]) -> list[tuple[str, object, str]]:

@@ -84,6 +84,14 @@ def _method(action: Action, imports: set[tuple[str, str]]) -> str:
     values += [
         f"{p.name}=list({p.name})" if p.many else f"{p.name}={p.name}" for p in action.parameters if not p.positional
     ]
+    if action.face:
+        module, _, made = action.face.partition(":")
+        imports.add((module, made))
+        head_line = f"    def {name}({', '.join(head)}) -> {made}:"
+        body = f"        return {made}({', '.join(['self._swarm', *values])})"
+        return "\n".join(
+            [head_line, f'        """{action.summary}"""', f"        from {module} import {made}", "", body]
+        )
     lines = [f"    async def {name}({', '.join(head)}) -> {returns}:", f'        """{action.summary}"""']
     lines.append(f"        from {module} import {function} as act")
     call = f"await act({', '.join(['self._swarm', *values])})"

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from gswarm.data.actions import PutType
     from gswarm.data.types import Chunk
     from gswarm.model.types import Model, Placement, Service
-    from gswarm.profiler.types import Exported, Sampling, Session, Topology
+    from gswarm.profiler.marks import Mark
+    from gswarm.profiler.types import Exported, Pulled, Sampling, Session, Topology
     from gswarm.queue.types import Explanation, PlanView, Priority, Task, Workflow
     from gswarm.swarm import Swarm
 
@@ -377,11 +378,30 @@ class ProfilerFace:
     def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
 
-    async def start(self, *, name: str, interval: float = 1.0, nodes: Sequence[str] = ()) -> Session:
+    async def start(
+        self,
+        *,
+        name: str,
+        interval: float = 1.0,
+        nodes: Sequence[str] = (),
+        metrics: Sequence[str] = (),
+        tag: Sequence[str] = (),
+        for_: str = "",
+        until_task: str = "",
+    ) -> Session:
         """Start recording a session."""
         from gswarm.profiler.actions import start as act
 
-        return await act(self._swarm, name=name, interval=interval, nodes=list(nodes))
+        return await act(
+            self._swarm,
+            name=name,
+            interval=interval,
+            nodes=list(nodes),
+            metrics=list(metrics),
+            tag=list(tag),
+            for_=for_,
+            until_task=until_task,
+        )
 
     async def stop(self, name: str, *, wait: bool = False, timeout: float | None = None) -> Session:
         """Stop a session and seal its recording."""
@@ -408,11 +428,23 @@ class ProfilerFace:
 
         return await act(self._swarm, name)
 
-    async def mark(self, text: str) -> None:
-        """Put a mark on the time line of what is being recorded."""
-        from gswarm.profiler.actions import mark as act
+    async def tag(self, name: str, set: Sequence[str] = (), *, remove: Sequence[str] = ()) -> Session:
+        """Set and remove tags of a session, also after it has ended."""
+        from gswarm.profiler.actions import tag as act
 
-        await act(self._swarm, text)
+        return await act(self._swarm, name, list(set), remove=list(remove))
+
+    async def pull(self, name: str, *, out: Path | None = None) -> Pulled:
+        """Copy a recording to this machine, where --from opens it without a host."""
+        from gswarm.profiler.actions import pull as act
+
+        return await act(self._swarm, name, out=out)
+
+    def mark(self, text: str) -> Mark:
+        """Put a mark on the time line of what is being recorded."""
+        from gswarm.profiler.marks import Mark
+
+        return Mark(self._swarm, text)
 
     async def delete(self, name: str) -> None:
         """Delete a stopped session and its recording."""

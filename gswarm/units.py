@@ -91,3 +91,16 @@ def parse_size(text: str) -> int:
     if not 0 <= value < 2**63:
         raise ValueError(text)
     return int(value)
+
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "90s", "10m", "1h30m" or "2d". Raises ValueError."""
+    import re
+
+    if not re.fullmatch(r"\d+(\.\d+)?|(\d+(\.\d+)?[smhd])+", text):
+        raise ValueError(text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    return sum(float(number) * _SECONDS[unit or "s"] for number, unit in parts)

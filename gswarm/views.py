@@ -201,6 +201,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("SIZE", _size("size_bytes"), True),
         Column("STARTED", _since("started_at"), True),
         Column("NODES", _of(lambda s: _names(s.nodes) if s.nodes else "all")),
+        Column("TAGS", _of(lambda s: _names([f"{key}={value}" for key, value in s.tags.items()]))),
         Column("DETAIL", _word("detail")),
     ),
     "MetricInfo": (
@@ -286,7 +287,7 @@ def detail(row: Any) -> list[tuple[str, str]]:
         value = getattr(row, item.name)
         if value == 0 and (type(row).__name__, item.name) in _UNKNOWN_AT_0:
             value = None
-        if value == () and (type(row).__name__, item.name) == ("Session", "nodes"):
+        if value == () and type(row).__name__ == "Session" and item.name in ("nodes", "metrics"):
             value = "all"
         if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
             pairs += _parts(item.name.replace("_", " "), value)

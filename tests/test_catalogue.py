@@ -35,6 +35,8 @@ LOCAL = {
     "client backend install",
     "client backend list",
     "profiler metrics",
+    "profiler recover",
+    "profiler run",
     "scheduler plan",
     "scheduler validate",
     "scheduler simulate",

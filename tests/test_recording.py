@@ -182,7 +182,11 @@ async def test_the_past_answers_as_the_present_did(running: Cluster) -> None:
             then[live.revision] = list(live)
         stopped = await running.swarm.wait(session_sealed, await running.swarm.profiler.stop("run"), timeout=60)
     with Recording.open(Path(stopped.path)) as recording:
-        moments = {recording._watch(f).revision: f.time_us for f in recording._frames if f.kind is Record.BATCH}
+        moments = {
+            cluster_pb2.WatchResponse.FromString(i.payload).revision: i.time_us
+            for i in recording.records()
+            if i.kind is Record.BATCH
+        }
         compared = 0
         for revision, rows in sorted(then.items(), key=lambda item: -item[0] % 7):  # back and forth
             if revision not in moments or list(moments.values()).count(moments[revision]) > 1:

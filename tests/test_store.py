@@ -244,7 +244,7 @@ async def test_presence_is_published_in_order_and_not_written(tmp_path: Path) ->
         assert nodes(store) == {"n1": 1, "n2": 0}
 
 
-def tell(number: int) -> Operation[None]:
+def tell(number: int) -> Operation[str]:
     return lambda tx: tx.event("test", f"no {number}")
 
 

@@ -44,8 +44,9 @@ class Desired:
         )
 
     def _sessions(self, name: str) -> list[Session]:
-        recording = profiler_pb2.SESSION_PHASE_RECORDING
-        return [s for s in self._store.state.list(Session) if s.phase == recording and (not s.nodes or name in s.nodes)]
+        # One that is paused holds what comes in memory, and writes it when there is room.
+        active = (profiler_pb2.SESSION_PHASE_RECORDING, profiler_pb2.SESSION_PHASE_PAUSED)
+        return [s for s in self._store.state.list(Session) if s.phase in active and (not s.nodes or name in s.nodes)]
 
     def interval_s(self, name: str) -> float:
         """The fastest sampling anyone wants of a node, seconds."""

@@ -43,6 +43,8 @@ def field_reader(cls: type[Message], name: str) -> Callable[[Message], Value | t
             return str(value)
         return value  # type: ignore[return-value]
 
+    if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
+        return lambda message: tuple(f"{key}={value}" for key, value in getattr(message, name).items())
     if descriptor.is_repeated:
         return lambda message: tuple(plain(item) for item in getattr(message, name))
     return lambda message: plain(getattr(message, name))

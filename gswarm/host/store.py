@@ -146,8 +146,8 @@ class Transaction:
         subject: Message | None = None,
         severity: common_pb2.Severity.ValueType = common_pb2.SEVERITY_INFO,
         cause: str | None = None,
-    ) -> None:
-        """Append to the event log in this very transaction."""
+    ) -> str:
+        """Append to the event log in this very transaction; the entry's id."""
         number = self.next_id("event")
         event = common_pb2.Event(
             id=str(number),
@@ -164,6 +164,7 @@ class Transaction:
         self.put(event)
         if number > WATCHED_EVENTS:
             self._edits.objects[common_pb2.KIND_EVENT, str(number - WATCHED_EVENTS)] = None
+        return event.id
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from gswarm.catalogue import Doc, Ref, Short, action
 from gswarm.cluster.types import Listing
 from gswarm.errors import InvalidError
-from gswarm.profiler.types import Exported, MetricInfo, Sampling, Session, Topology
+from gswarm.profiler.types import Exported, MetricInfo, Pulled, Recovered, Sampling, Session, Topology
 
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
@@ -23,20 +23,25 @@ async def start(
     nodes: Annotated[
         list[str], Ref("node"), Doc("only these nodes; by default all, also those that join later")
     ] = [],  # noqa: B006
+    metrics: Annotated[
+        list[str], Doc("only these metrics, a,b or repeated; by default all that devices give")
+    ] = [],  # noqa: B006
+    tag: Annotated[list[str], Doc("key=value; repeat")] = [],  # noqa: B006
+    for_: Annotated[str, Doc("stop by itself after this time: 90s, 10m, 1h30m")] = "",
+    until_task: Annotated[str, Ref("task"), Doc("stop by itself when this task ends")] = "",
 ) -> Session:
     """Start recording a session.
 
+    It goes on until it is stopped, also when this terminal is closed or the host restarts.
+
     Examples:
         gswarm profiler start --name run-42
-        gswarm profiler start --name fast --interval 0.2 --nodes n1
+        gswarm profiler start --name fast --interval 0.2 --nodes n1 --for 10m
+        gswarm profiler start --name power --metrics power_mw,gpu_util_percent --tag model=llama --until-task 17
     """
-    from gswarm.codec import from_proto
-    from gswarm.v1 import profiler_pb2
+    from gswarm.profiler.running import start as begin
 
-    if interval <= 0:  # on the wire 0 stands for the default
-        raise InvalidError(f"an interval of {interval:g} s cannot be", next="from 0.1 to 60 s", field="interval")
-    response = await swarm.call(profiler_pb2.StartSessionRequest(name=name, interval_s=interval, nodes=nodes))
-    return from_proto(response.session, Session)
+    return await begin(swarm, name, interval, nodes, metrics, tag, for_, until_task)
 
 
 @action(
@@ -81,7 +86,99 @@ async def info(swarm: Swarm, name: Annotated[str, Ref("session"), Doc("name of t
     return await swarm.get(Session, name)
 
 
-@action("profiler", "mark", key="m", effect="puts a mark on every running session's time line")
+@action("profiler", "tag", effect="changes what a session is tagged with")
+async def tag(
+    swarm: Swarm,
+    name: Annotated[str, Ref("session"), Doc("name of the session")],
+    set: Annotated[list[str], Doc("key=value")] = [],  # noqa: B006
+    *,
+    remove: Annotated[list[str], Doc("key of a tag to remove; repeat")] = [],  # noqa: B006
+) -> Session:
+    """Set and remove tags of a session, also after it has ended.
+
+    Examples:
+        gswarm profiler tag run-42 model=llama batch=64
+        gswarm profiler tag run-42 --remove batch
+    """
+    from gswarm.codec import from_proto
+    from gswarm.profiler.types import parse_tags
+    from gswarm.v1 import profiler_pb2
+
+    if not set and not remove:
+        raise InvalidError("nothing to change", next="give key=value, or --remove KEY", field="set")
+    request = profiler_pb2.TagSessionRequest(name=name, set=parse_tags(set), remove=remove)
+    return from_proto((await swarm.call(request)).session, Session)
+
+
+@action("profiler", "pull", read=True, effect="copies the recording's files to this machine")
+async def pull(
+    swarm: Swarm,
+    name: Annotated[str, Ref("session"), Doc("name of the session")],
+    *,
+    out: Annotated[Path | None, Short("-O"), Doc("directory to make; by default NAME, here")] = None,
+) -> Pulled:
+    """Copy a recording to this machine, where --from opens it without a host.
+
+    A session that still records is copied as far as it is.
+
+    Examples:
+        gswarm profiler pull run-42
+        gswarm profiler pull run-42 --out recordings/run-42
+    """
+    from gswarm.profiler.copies import pull_to
+
+    return await pull_to(swarm, name, out)
+
+
+@action("profiler", "recover", local=True, effect="seals what a crash left; nothing whole is lost")
+async def recover(
+    recording: Annotated[str, Doc("a recording's directory, or the name of a session of this machine's host")],
+) -> Recovered:
+    """Repair and seal a recording that a crash left, and say what it lost.
+
+    A host does this by itself when it starts; this is for copies, and for machines whose host will not come back.
+
+    Examples:
+        gswarm profiler recover run-42
+        gswarm profiler recover /backup/recordings/run-42
+    """
+    from gswarm.profiler.copies import recover as repair
+
+    return await repair(recording)
+
+
+@action("profiler", "run", local=True, effect="records a session while a command runs")
+async def run(
+    command: Annotated[list[str], Doc("command and its arguments, after --")],
+    *,
+    name: Annotated[str, Doc("name of the session")],
+    interval: Annotated[float, Doc("seconds between samples, 0.1 to 60")] = 1.0,
+    nodes: Annotated[list[str], Doc("only these nodes; by default all")] = [],  # noqa: B006
+    metrics: Annotated[list[str], Doc("only these metrics, a,b or repeated")] = [],  # noqa: B006
+    tag: Annotated[list[str], Doc("key=value; repeat")] = [],  # noqa: B006
+    host: Annotated[str | None, Doc("host to talk to, HOST:PORT")] = None,
+    token_file: Annotated[Path | None, Doc("file with the token")] = None,
+) -> int:
+    """Record while a command runs here, and pass its exit code on.
+
+    The command has this terminal; signals reach it. However it ends, the session stops and is sealed.
+
+    Examples:
+        gswarm profiler run --name train-7 -- python train.py --epochs 3
+        gswarm profiler run --name fast --interval 0.2 --tag batch=64 -- make bench
+    """
+    from gswarm.profiler.running import run as record
+
+    return await record(command, name, interval, nodes, metrics, tag, host, token_file)
+
+
+@action(
+    "profiler",
+    "mark",
+    key="m",
+    effect="puts a mark on every running session's time line",
+    face="gswarm.profiler.marks:Mark",
+)
 async def mark(swarm: Swarm, text: Annotated[str, Doc("what to say there")]) -> None:
     """Put a mark on the time line of what is being recorded.
 

@@ -1,7 +1,8 @@
-"""The journal of a recording: framed records that are whole or not there, whatever byte the power went at."""
+"""The files of a recording's state: framed records that are whole or not there, whatever byte the power went at."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import zlib
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
+"""1: one journal, kept for ever. 2: numbered segments, each a journal until it is sealed."""
 _HEAD = struct.Struct("<4sIIBq")
 _MAGIC = b"gsJ\x01"
 MAX_PAYLOAD = 256 << 20
@@ -29,6 +31,12 @@ class Record(IntEnum):
     """A WatchResponse with everything: a seek point."""
     GAP = 5
     """Text: why nothing was recorded since the record before."""
+    BLOCK = 6
+    """Of a sealed segment: records from a seek point to the next, deflated (RFC 1950)."""
+    SUMMARY = 7
+    """Of a sealed segment: what it holds, as JSON."""
+    REASONS = 8
+    """Of a sealed segment: why values are NA from here on, as JSON of device to metric to reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +59,22 @@ class Writer:
     """Appends records; one write and one fdatasync a call. Blocks: call it in a thread."""
 
     def __init__(self, path: Path) -> None:
-        """Open for appending; a torn record at the end (a crash) is cut off first."""
+        """Open for appending; a torn record at the end (a crash) is cut off first.
+
+        The file is locked while it is open, so that nobody seals what is still written. Raises OSError.
+        """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        whole = 0
-        data = path.read_bytes()
-        for found in scan(data)[0]:
-            whole = found.offset + found.size
-        os.ftruncate(self._fd, whole)
-        os.lseek(self._fd, whole, os.SEEK_SET)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.last_us = whole = 0
+            """Time of the last record, microseconds since the epoch; 0: none."""
+            for found in scan(path.read_bytes())[0]:
+                whole, self.last_us = found.offset + found.size, max(self.last_us, found.time_us)
+            os.ftruncate(self._fd, whole)
+            os.lseek(self._fd, whole, os.SEEK_SET)
+        except OSError:
+            os.close(self._fd)
+            raise
         self.size = whole
 
     def append(self, records: bytes) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import mmap
-import re
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gswarm.cluster.types import Event, Listing
 from gswarm.codec import from_proto
@@ -19,76 +18,77 @@ from gswarm.config import state_dir
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.host.selection import select
 from gswarm.kinds import BY_SLOT, body_of
-from gswarm.mirror import Link, Samples, Tables
+from gswarm.mirror import Link, Tables
 from gswarm.names import near
-from gswarm.profiler.journal import FORMAT, Frame, Record, scan
-from gswarm.profiler.recorder import JOURNAL, MANIFEST
+from gswarm.profiler import manifest as manifests
+from gswarm.profiler.journal import Record
+from gswarm.profiler.manifest import MANIFEST, Manifest
+from gswarm.profiler.moments import Moments, parse_at
+from gswarm.profiler.sealed import SealedSegment
+from gswarm.profiler.segments import Item, JournalSegment, Segment
 from gswarm.swarm import DEFAULT_LIMIT, list_request
 from gswarm.v1 import cluster_pb2, profiler_pb2
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gswarm.profiler.bulk import Series
+
+__all__ = ["Recording", "ReplayMirror", "parse_at"]
 T = TypeVar("T")
+REMEMBERED_US = 600_000_000
+"""A device that gave no sample for longer than this shows none, as on a live host."""
 
 
 class Recording:
     """The past of a cluster, with a cursor. Answers `list`, `get` and `mirror` as the host did at the cursor's time."""
 
-    def __init__(
-        self, directory: Path, manifest: Mapping[str, Any], data: Any, frames: list[Frame], damage: Sequence[str]
-    ) -> None:
-        self.directory, self.manifest, self.damage = directory, manifest, tuple(damage)
-        """`damage` says, in sentences, what of the files could not be read."""
-        self._data, self._frames = data, frames
-        self._times = [found.time_us for found in frames]
-        self._lists = [i for i, found in enumerate(frames) if found.kind is Record.LIST]
-        self._moments = sorted({found.time_us for found in frames if found.kind in (Record.TICK, Record.BATCH)})
-        self.cursor_us = self._times[-1]
-        self._applied = -1
-        self._tables, self._samples = Tables(), Samples()
+    def __init__(self, directory: Path, manifest: Manifest, segments: Sequence[Segment], damage: Sequence[str]) -> None:
+        self.directory, self.manifest, self.segments = directory, manifest, tuple(segments)
+        self._damage = tuple(damage)
+        self._points: list[tuple[Segment, int]] = []
+        self._point_times: list[int] = []
+        for segment in segments:
+            for point, time_us in enumerate(segment.points):
+                self._points.append((segment, point))
+                self._point_times.append(max(time_us, self._point_times[-1] if self._point_times else 0))
+        self._start_us = min(segment.start_us for segment in segments)
+        self._end_us = max(segment.end_us for segment in segments)
+        self.cursor_us = self._end_us
+        self._tables, self._loaded, self._applied = Tables(), -1, 0
+        self._items: list[Item] = []
+        self._shown: OrderedDict[int, Moments] = OrderedDict()
         self._updated = asyncio.Event()
 
     @classmethod
     def open(cls, directory: Path) -> Self:
         """Open a recording: its directory, or the name of a session that the host of this machine recorded. Raises NotFoundError, or InvalidError for what is none or is from a newer gswarm.
 
-        A torn or damaged journal opens with what is whole. Reads the whole journal once: call it in a thread.
+        A torn or damaged recording opens with what is whole. Reads what is not sealed yet once: call it in a thread.
         """
         if not directory.exists() and (named := state_dir() / "recordings" / directory / MANIFEST).is_file():
             directory = named.parent
-        if not (directory / MANIFEST).is_file():
-            raise NotFoundError(
-                f"{directory} is no recording",
-                why=f"it has no {MANIFEST}",
-                next="give a recording's directory, or the name of a session that this machine's host recorded",
-            )
-        try:
-            manifest = json.loads((directory / MANIFEST).read_text())
-            version = int(manifest["format"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidError(f"{directory / MANIFEST} is damaged", why=str(error)) from None
-        if version > FORMAT:
-            raise InvalidError(
-                f"{directory} was recorded by a newer gswarm",
-                why=f"its format is {version}, this one reads up to {FORMAT}",
-                next="upgrade gswarm",
-            )
-        path = directory / JOURNAL
-        data: Any = b""
-        if path.is_file() and path.stat().st_size:
-            with path.open("rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        frames, lost = scan(data)
-        damage = [f"{lost} bytes of {path.name} belong to no whole record and were left out"] if lost else []
-        if not frames:
+        manifest = manifests.read(directory)
+        segments: list[Segment] = []
+        damage: list[str] = []
+        for found in manifests.segments(directory):
+            segment: Segment = SealedSegment(found) if found.sealed else JournalSegment(found.journal, found.number)
+            if segment.end_us:
+                segments.append(segment)
+            else:
+                damage += segment.damage
+                segment.close()
+        if not segments:
             raise InvalidError(
                 f"{directory} holds nothing that can be read", why="; ".join(damage) or "its journal is empty"
             )
-        frames.sort(key=lambda found: found.time_us)
-        return cls(directory, manifest, data, frames, damage)
+        return cls(directory, manifest, segments, damage)
 
     def close(self) -> None:
-        """Unmap the journal."""
-        if isinstance(self._data, mmap.mmap):
-            self._data.close()
+        """Give the files back."""
+        for segment in self.segments:
+            segment.close()
 
     def __enter__(self) -> Self:
         return self
@@ -96,22 +96,27 @@ class Recording:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What of the files could not be read, in sentences. Damaged samples are told of once they were asked for."""
+        return (*self._damage, *(sentence for segment in self.segments for sentence in segment.damage))
+
     # Time
 
     @property
     def name(self) -> str:
         """The session's name."""
-        return str(self.manifest["name"])
+        return self.manifest.name
 
     @property
     def start(self) -> datetime:
         """First record."""
-        return _moment(self._times[0])
+        return _moment(self._start_us)
 
     @property
     def end(self) -> datetime:
         """Last record."""
-        return _moment(self._times[-1])
+        return _moment(self._end_us)
 
     @property
     def time(self) -> datetime:
@@ -129,89 +134,124 @@ class Recording:
 
     def seek_us(self, time_us: int) -> None:
         """The same, in microseconds since the epoch."""
-        self.cursor_us = max(self._times[0], min(time_us, self._times[-1]))
+        self.cursor_us = max(self._start_us, min(time_us, self._end_us))
         self._updated, old = asyncio.Event(), self._updated
         old.set()
 
+    @cached_property
+    def _moments(self) -> NDArray[np.int64]:
+        import numpy as np
+
+        return np.unique(np.concatenate([segment.moments() for segment in self.segments]))
+
     def step(self, ticks: int) -> None:
         """Move the cursor by so many recorded moments."""
-        at = bisect_right(self._moments, self.cursor_us) - 1 + ticks
-        self.seek_us(self._moments[max(0, min(at, len(self._moments) - 1))])
+        moments = self._moments
+        at = int(moments.searchsorted(self.cursor_us, side="right")) - 1 + ticks
+        if len(moments):
+            self.seek_us(int(moments[max(0, min(at, len(moments) - 1))]))
 
     def seek_text(self, text: str | None) -> None:
         """Seek to `+12m`, `12:04:31` or an ISO time; None leaves the cursor at the end. Raises InvalidError."""
         if text is not None:
             self.seek(parse_at(text, self.start, self.end))
 
+    # Everything, in bulk
+
     def events(self) -> list[Event]:
         """Every event of the recording, in order: marks, alarms, what was done."""
         found: dict[str, Event] = {}
-        for item in self._frames:
-            if item.kind in (Record.BATCH, Record.LIST):
-                for obj in self._watch(item).objects:
-                    if obj.WhichOneof("body") == "event":
-                        found.setdefault(obj.key, from_proto(obj.event, Event))
+        for segment in self.segments:
+            for message in segment.events():
+                if message.id not in found:
+                    found[message.id] = from_proto(message, Event)
         inside = [e for e in found.values() if e.time is not None and self.start <= e.time <= self.end]
         return sorted(inside, key=lambda event: int(event.id))
 
+    def records(self) -> Iterator[Item]:
+        """The state's history in order: full lists (the first, and some later ones), changes and gaps.
+
+        Lists and changes hold a serialised WatchResponse, gaps the text of what went wrong.
+        """
+        for segment in self.segments:
+            for point in range(len(segment.points)):
+                for item in segment.items(point):
+                    if item.kind in (Record.LIST, Record.BATCH, Record.GAP):
+                        yield item
+
     def counts(self) -> tuple[int, int]:
         """How many node ticks and how many changes it holds."""
-        kinds = [found.kind for found in self._frames]
-        return kinds.count(Record.TICK), kinds.count(Record.BATCH)
+        return sum(s.ticks for s in self.segments), sum(s.changes for s in self.segments)
+
+    @property
+    def metrics(self) -> Mapping[str, profiler_pb2.MetricColumn]:
+        """Every metric that any of its devices was asked for."""
+        found: dict[str, profiler_pb2.MetricColumn] = {}
+        for segment in self.segments:
+            found = dict(segment.schemas()) | found
+        return found
+
+    def series(self, metrics: Sequence[str], *, start_us: int | None = None, end_us: int | None = None) -> Series:
+        """Samples of these metrics between two moments (all of the recording by default), as numpy columns.
+
+        A metric that it does not hold is NA throughout; `metrics` names those it does. Reads only the columns and the
+        time that are asked for. Blocks: call it in a thread.
+        """
+        from gswarm.profiler.bulk import series_of
+        from gswarm.profiler.columns import merge
+
+        first = self._start_us - REMEMBERED_US if start_us is None else start_us
+        last = self._end_us if end_us is None else end_us
+        return series_of(merge([segment.rows(metrics, first, last) for segment in self.segments]), metrics)
 
     def ticks(self) -> Iterator[tuple[profiler_pb2.MetricSchema, profiler_pb2.SampleTick]]:
-        """Every sample tick with its schema, in order of arrival."""
-        schemas: dict[tuple[str, int], profiler_pb2.MetricSchema] = {}
-        for item in self._frames:
-            if item.kind is Record.SCHEMA:
-                schema = profiler_pb2.MetricSchema.FromString(self._payload(item))
-                schemas[schema.node, schema.id] = schema
-            elif item.kind is Record.TICK:
-                tick = profiler_pb2.SampleTick.FromString(self._payload(item))
-                if (tick.node, tick.schema_id) in schemas:
-                    yield schemas[tick.node, tick.schema_id], tick
+        """Every sample tick with its schema, by node and time within a slice of time."""
+        from gswarm.profiler.moments import packed
+
+        for segment in self.segments:
+            for rows in segment.slices():
+                yield from packed(rows, segment.schemas())
 
     # State at the cursor
 
-    def _payload(self, item: Frame) -> bytes:
-        return bytes(self._data[item.offset : item.offset + item.size])
+    def _state(self) -> Tables:
+        """The rows at the cursor: from the seek point before it, or on from where we are."""
+        point = max(0, bisect_right(self._point_times, self.cursor_us) - 1)
+        if point != self._loaded:
+            self._items = self._from(point)
+            self._tables, self._loaded, self._applied = Tables(), point, 0
+        target = bisect_right(self._items, self.cursor_us, key=lambda item: item.time_us)
+        if target < self._applied:
+            self._tables, self._applied = Tables(), 0
+        for item in self._items[self._applied : target]:
+            if item.kind in (Record.LIST, Record.BATCH):
+                self._tables.feed(_watch(item))
+        self._applied = target
+        return self._tables
 
-    def _watch(self, item: Frame) -> cluster_pb2.WatchResponse:
-        return cluster_pb2.WatchResponse.FromString(self._payload(item))
+    def _from(self, point: int) -> list[Item]:
+        """What leads from a full list to the end of a seek point's changes."""
+        if not self._points:
+            return []
+        segment, number = self._points[point]
+        items = segment.items(number)
+        if number == 0 and point and not segment.is_whole:
+            return [*self._from(point - 1), *items]  # its list is damaged: what was before goes on
+        return items
 
-    def _state(self) -> tuple[Tables, Samples]:
-        """Rows and samples at the cursor: from the seek point before it, or on from where we are."""
-        last = bisect_right(self._times, self.cursor_us) - 1
-        point = bisect_right(self._lists, last) - 1
-        first = self._lists[point] if point >= 0 else 0
-        if not first <= self._applied <= last:
-            self._tables, self._samples = Tables(), Samples()
-            self._applied = first - 1
-            self._feed_schemas(first)
-        for index in range(self._applied + 1, last + 1):
-            self._apply(self._frames[index])
-        self._applied = last
-        return self._tables, self._samples
-
-    def _feed_schemas(self, before: int) -> None:
-        for item in self._frames[:before]:
-            if item.kind is Record.SCHEMA:
-                self._apply(item)
-
-    def _apply(self, item: Frame) -> None:
-        match item.kind:
-            case Record.LIST | Record.BATCH:
-                self._tables.feed(self._watch(item))
-            case Record.SCHEMA:
-                schema = profiler_pb2.MetricSchema.FromString(self._payload(item))
-                self._samples.feed(cluster_pb2.WatchResponse(schemas=[schema]))
-            case Record.TICK:
-                tick = profiler_pb2.SampleTick.FromString(self._payload(item))
-                self._samples.feed(cluster_pb2.WatchResponse(ticks=[tick]))
+    def _samples(self) -> Moments:
+        """Samples at the cursor."""
+        at = self.cursor_us
+        if at not in self._shown:
+            rows = [segment.latest(at, at - REMEMBERED_US) for segment in self.segments if segment.start_us <= at]
+            self._shown[at] = Moments(rows, [s for s in self.segments if s.start_us <= at], at)
+            if len(self._shown) > 2:
+                self._shown.popitem(last=False)
+        return self._shown[at]
 
     def rows(self, cls: type[T]) -> Mapping[str, T]:
         """Key to object at the cursor."""
-        return self._state()[0].rows(cls)
+        return self._state().rows(cls)
 
     async def list(
         self, cls: type[T], *, filters: Sequence[str] = (), sort: str = "", limit: int = DEFAULT_LIMIT
@@ -219,7 +259,7 @@ class Recording:
         """What the host would have answered then, through the same selection."""
         request = list_request(cls, filters=filters, sort=sort, limit=limit)
         kind = BY_SLOT[cls.__name__.lower()].kind
-        tables, _ = self._state()
+        tables = self._state()
         chosen, left_out = select(kind, ((body_of(obj), b"") for obj in tables.objects(kind)), request)
         found = Listing(
             (from_proto(message, cls) for message, _ in chosen), left_out=left_out, revision=tables.revision
@@ -268,22 +308,22 @@ class ReplayMirror:
     @property
     def revision(self) -> int:
         """Revision at the cursor."""
-        return self._recording._state()[0].revision
+        return self._recording._state().revision
 
     @property
     def samples(self) -> Mapping[str, Mapping[str, float]]:
         """Device id to metric to the value shown then."""
-        return self._recording._state()[1].values
+        return self._recording._samples().values
 
     @property
     def sampled_at(self) -> Mapping[str, float]:
         """Device id to the time of that sample."""
-        return self._recording._state()[1].at
+        return self._recording._samples().at
 
     @property
     def reasons(self) -> Mapping[str, Mapping[str, str]]:
         """Device id to metric to why it was NA."""
-        return self._recording._state()[1].reasons
+        return self._recording._samples().reasons
 
     def rows(self, cls: type[T]) -> Mapping[str, T]:
         """Key to object at the cursor."""
@@ -294,26 +334,5 @@ def _moment(time_us: int) -> datetime:
     return datetime.fromtimestamp(time_us / 1e6, UTC)
 
 
-def parse_at(text: str, start: datetime, end: datetime) -> datetime:
-    """The moment of `+12m` or `+90s` (from the start), `12:04:31` (local time) or an ISO time. Raises InvalidError."""
-    if match := re.fullmatch(r"\+(\d+(?:\.\d+)?)(s|m|h)?", text):
-        seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2] or "s"]
-        # Beyond the end is the end anyway; ages beyond it are no date at all.
-        return start + timedelta(seconds=min(seconds, 1e9))
-    if match := re.fullmatch(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?", text):
-        local = start.astimezone()
-        seconds = float(match[3] or 0)
-        if int(match[1]) < 24 and int(match[2]) < 60 and seconds < 60:
-            when = local.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0) + timedelta(
-                seconds=seconds
-            )
-            if when < start - timedelta(minutes=1) and when + timedelta(days=1) <= end + timedelta(minutes=1):
-                when += timedelta(days=1)
-            return when.astimezone(UTC)
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidError(
-            f"{text!r} is no time in a recording", next="write +12m, 12:04:31 or 2026-11-24T12:04:31Z", field="at"
-        ) from None
-    return (when if when.tzinfo else when.astimezone()).astimezone(UTC)
+def _watch(item: Item) -> cluster_pb2.WatchResponse:
+    return cluster_pb2.WatchResponse.FromString(item.payload)

@@ -1,13 +1,12 @@
-"""The host's side of the profiler: sessions as durable objects, one recorder each, sealed by a child process."""
+"""The host's side of the profiler: what can be asked of sessions and their recordings. `sessions.py` keeps them going."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import shutil
-import sys
+import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import grpc
 import grpc.aio
@@ -15,131 +14,39 @@ import grpc.aio
 from gswarm.errors import InvalidError, NotFoundError, RefusedError
 from gswarm.host.auth import caller
 from gswarm.names import check_name, near
-from gswarm.profiler.recorder import Recorder
+from gswarm.profiler import retention
+from gswarm.profiler.recorder import manifest_of
 from gswarm.profiler.sampling import switch
-from gswarm.v1 import cluster_pb2, profiler_pb2, profiler_pb2_grpc
+from gswarm.profiler.sessions import ACTIVE, RECORDING, TASK_ENDED, Sessions, stop
+from gswarm.v1 import cluster_pb2, profiler_pb2, profiler_pb2_grpc, queue_pb2
 from gswarm.v1.profiler_pb2 import Session
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
-    from gswarm.host.store import Batch, Transaction
+    from gswarm.host.store import Transaction
 
-log = logging.getLogger("gswarm.host")
 Context = grpc.aio.ServicerContext[Any, Any]
-RECORDING = profiler_pb2.SESSION_PHASE_RECORDING
-PAUSED = profiler_pb2.SESSION_PHASE_PAUSED
-ACTIVE = (RECORDING, PAUSED)
 CHUNK = 1 << 20
 FASTEST_S, SLOWEST_S = 0.1, 60.0
+LONGEST_S = 366 * 86400.0
+TAG_LIMIT, TAG_LENGTH = 64, 200
 
 
 class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
-    """Sessions; recorders follow the durable objects, so that a restarted host goes on recording."""
+    """Sessions are durable objects; `Sessions` follows them with recorders."""
 
     def __init__(self, host: HostContext) -> None:
         self.host, self.store = host, host.store
-        self.root = host.state_dir / "recordings"
-        self._changed = asyncio.Event()
-        self._recorders: dict[str, tuple[Recorder, asyncio.Task[None]]] = {}
-        host.nodes.keeps_ticks = self._keeps
+        self.sessions = Sessions(host)
+        self.root = self.sessions.root
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer."""
         profiler_pb2_grpc.add_ProfilerServicer_to_server(self, server)
 
-    def _keeps(self, node: str) -> bool:
-        return any(recorder.wants(node) for recorder, _ in self._recorders.values())
-
     async def run(self) -> None:
-        """Start and end recorders as sessions come and go; seal what an earlier host left."""
-        unsubscribe = self.store.subscribe(self._on_batch)
-        try:
-            async with asyncio.TaskGroup() as group:
-                while True:
-                    self._changed.clear()
-                    await self._reconcile(group)
-                    await self._changed.wait()
-        finally:
-            unsubscribe()
-
-    def _on_batch(self, batch: Batch) -> None:
-        if any(isinstance(change.new or change.old, Session) for change in batch.changes):
-            self._changed.set()
-
-    async def _reconcile(self, group: asyncio.TaskGroup) -> None:
-        for session in list(self.store.state.list(Session)):
-            running = session.name in self._recorders
-            if session.phase in ACTIVE and not running:
-                recorder = Recorder(
-                    self.root / session.name,
-                    session,
-                    self.store,
-                    self.host.hub,
-                    self.host.nodes,
-                    self._teller(session.name, group),
-                )
-                task = group.create_task(recorder.run(), name=f"record-{session.name}")
-                self._recorders[session.name] = (recorder, task)
-            elif session.phase not in ACTIVE and running:
-                _, task = self._recorders.pop(session.name)
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-                group.create_task(self._seal(session.name), name=f"seal-{session.name}")
-            elif session.phase == profiler_pb2.SESSION_PHASE_STOPPED and not running and not session.detail:
-                group.create_task(self._seal(session.name), name=f"seal-{session.name}")
-
-    def _teller(self, name: str, group: asyncio.TaskGroup) -> Any:
-        """Puts a recorder's counts into the session, without writing each of them to disk."""
-
-        def told(ticks: int, events: int, size: int, problem: str) -> None:
-            def operation(tx: Transaction) -> None:
-                session = tx.edit(Session, name)
-                if session is None or session.phase not in ACTIVE:
-                    return
-                if (session.ticks, session.size_bytes, session.detail) == (ticks, size, problem):
-                    return
-                session.ticks, session.events, session.size_bytes = ticks, events, size
-                session.detail, session.phase = problem, PAUSED if problem else RECORDING
-                tx.put(session)
-
-            group.create_task(self.store.apply(operation, actor="host", durable=False), name="session-counts")
-
-        return told
-
-    async def _seal(self, name: str) -> None:
-        directory = self.root / name
-        if not (directory / "journal").exists():
-            return
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "gswarm.profiler.seal",
-            str(directory),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        try:
-            told, errors = await process.communicate()
-        except asyncio.CancelledError:
-            process.kill()
-            await process.wait()
-            raise
-        lines = errors.decode(errors="replace").strip().splitlines()
-        problem = f"sealing failed: {lines[-1] if lines else process.returncode}" if process.returncode else ""
-        size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
-
-        def operation(tx: Transaction) -> None:
-            session = tx.edit(Session, name)
-            if session is None or session.phase in ACTIVE:
-                return
-            session.size_bytes, session.detail = size, problem
-            if not problem:
-                session.ticks, session.events = map(int, told.split())
-                session.phase = profiler_pb2.SESSION_PHASE_SEALED
-            tx.put(session)
-
-        await self.store.apply(operation, actor="host", method="seal")
+        """Record and seal until cancelled."""
+        await self.sessions.run()
 
     async def StartSession(
         self, request: profiler_pb2.StartSessionRequest, context: Context
@@ -149,6 +56,11 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
         interval = request.interval_s or 1.0
         if not FASTEST_S <= interval <= SLOWEST_S:
             raise InvalidError(f"an interval of {interval:g} s cannot be", next="from 0.1 to 60 s", field="interval")
+        if not 0 <= request.for_s <= LONGEST_S:
+            raise InvalidError(f"a session of {request.for_s:g} s cannot be", next="at most a year", field="for_")
+        self._check_metrics(request.metrics)
+        for key, value in request.tags.items():
+            check_tag(key, value)
         if (self.root / request.name).exists() and self.store.state.get(Session, request.name) is None:
             raise RefusedError(
                 f"there is a recording named {request.name} on disk", next="choose another name", field="name"
@@ -164,16 +76,23 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
             for node in request.nodes:
                 if node not in names:
                     raise NotFoundError(f"there is no node {node}", next=near(node, names), field="nodes")
+            if request.until_task:
+                _check_task(tx, request.until_task)
             session = Session(
                 name=request.name,
                 nodes=request.nodes,
+                metrics=sorted(set(request.metrics)),
+                tags=request.tags,
                 interval_s=interval,
+                until_task=request.until_task,
                 phase=RECORDING,
                 path=str(self.root / request.name),
                 actor=tx.actor,
                 generation=1,
             )
             session.started_at.FromDatetime(tx.now)
+            if request.for_s:
+                session.stops_at.FromMicroseconds(session.started_at.ToMicroseconds() + int(request.for_s * 1e6))
             tx.put(session)
             tx.event("session.started", f"session {request.name} records", subject=session)
             return profiler_pb2.StartSessionResponse(revision=tx.revision, session=session)
@@ -181,6 +100,18 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
         return await self.store.apply(
             operation, actor=caller(context).name, meta=request.meta, method="Profiler.StartSession", request=request
         )
+
+    def _check_metrics(self, wanted: Any) -> None:
+        from gswarm.profiler.metrics import METRICS
+
+        hub = self.host.hub
+        known = {metric.name for metric in METRICS}
+        for node in hub.nodes():
+            for schema in hub.schemas(node):
+                known.update(column.name for column in profiler_pb2.MetricSchema.FromString(schema).columns)
+        for name in wanted:
+            if name not in known:
+                raise NotFoundError(f"there is no metric {name}", next=near(name, known), field="metrics")
 
     async def StopSession(
         self, request: profiler_pb2.StopSessionRequest, context: Context
@@ -190,15 +121,42 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
         def operation(tx: Transaction) -> profiler_pb2.StopSessionResponse:
             session = _session(tx, request.name)
             if session.phase in ACTIVE:
-                session.phase, session.detail = profiler_pb2.SESSION_PHASE_STOPPED, ""
-                session.stopped_at.FromDatetime(tx.now)
-                tx.put(session)
-                tx.event("session.stopped", f"session {request.name} stopped", subject=session)
+                stop(tx, session)
             return profiler_pb2.StopSessionResponse(revision=tx.revision, session=session)
 
         return await self.store.apply(
             operation, actor=caller(context).name, meta=request.meta, method="Profiler.StopSession", request=request
         )
+
+    async def TagSession(
+        self, request: profiler_pb2.TagSessionRequest, context: Context
+    ) -> profiler_pb2.TagSessionResponse:
+        """Set and remove tags, also of a session that has ended."""
+        for key, value in request.set.items():
+            check_tag(key, value)
+
+        def operation(tx: Transaction) -> profiler_pb2.TagSessionResponse:
+            session = _session(tx, request.name)
+            for key in request.remove:
+                if key not in session.tags:
+                    raise NotFoundError(
+                        f"session {request.name} has no tag {key}", next=near(key, session.tags), field="remove"
+                    )
+                del session.tags[key]
+            session.tags.update(request.set)
+            if len(session.tags) > TAG_LIMIT:
+                raise InvalidError(f"{len(session.tags)} tags are too many", next=f"at most {TAG_LIMIT}", field="set")
+            tx.put(session)
+            told = [*(f"{key}={value}" for key, value in request.set.items()), *(f"-{key}" for key in request.remove)]
+            tx.event("session.tagged", f"session {request.name} tagged: {' '.join(told)}", subject=session)
+            return profiler_pb2.TagSessionResponse(revision=tx.revision, session=session)
+
+        response = await self.store.apply(
+            operation, actor=caller(context).name, meta=request.meta, method="Profiler.TagSession", request=request
+        )
+        if not request.meta.dry_run and (directory := self.root / request.name).is_dir():
+            await asyncio.to_thread(manifest_of(response.session).write, directory)
+        return response
 
     async def DeleteSession(
         self, request: profiler_pb2.DeleteSessionRequest, context: Context
@@ -209,24 +167,26 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
             session = _session(tx, request.name)
             if session.phase in ACTIVE:
                 raise RefusedError(f"session {request.name} records", next=f"gswarm profiler stop {request.name}")
-            tx.delete(Session, request.name)
-            tx.event("session.deleted", f"session {request.name} deleted", subject=session)
+            retention.delete(tx, session)
             return profiler_pb2.DeleteSessionResponse(revision=tx.revision)
 
         response = await self.store.apply(
             operation, actor=caller(context).name, meta=request.meta, method="Profiler.DeleteSession", request=request
         )
         if not request.meta.dry_run:
-            await asyncio.to_thread(shutil.rmtree, self.root / check_name(request.name, "session name"), True)
+            await self.sessions.remove(request.name)
         return response
 
     async def Mark(self, request: profiler_pb2.MarkRequest, context: Context) -> profiler_pb2.MarkResponse:
-        """A mark on every running session's time line."""
+        """A mark on every running session's time line: a moment, or the begin or end of something."""
         check_name(request.text, "mark", spaces=True)
+        kind = "profiler.begin" if request.begins else "profiler.end" if request.ends else "profiler.mark"
 
         def operation(tx: Transaction) -> profiler_pb2.MarkResponse:
-            tx.event("profiler.mark", request.text)
-            return profiler_pb2.MarkResponse(revision=tx.revision)
+            if request.ends and not request.ends.isdecimal():
+                raise InvalidError(f"{request.ends!r} is no event", field="ends")
+            made = tx.event(kind, request.text, cause=request.ends or None)
+            return profiler_pb2.MarkResponse(revision=tx.revision, event=made)
 
         return await self.store.apply(
             operation, actor=caller(context).name, meta=request.meta, method="Profiler.Mark", request=request
@@ -254,12 +214,39 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
                 f"there is no session {request.name}",
                 next=near(request.name, (s.name for s in self.store.state.list(Session))),
             )
-        for path in sorted(p for p in directory.iterdir() if p.is_file() and not p.name.startswith(".")):
-            first = True
-            with path.open("rb") as file:
+        with contextlib.ExitStack() as stack:
+            # Opened together, while nothing is sealed: what is then replaced or deleted can still be read.
+            async with self.sessions.sealing:
+                opened = await asyncio.to_thread(_open_all, directory, stack)
+            for name, file in opened:
+                first = True
                 while (piece := await asyncio.to_thread(file.read, CHUNK)) or first:
-                    yield profiler_pb2.ReadRecordingResponse(path=path.name if first else "", chunk=piece)
+                    yield profiler_pb2.ReadRecordingResponse(path=name if first else "", chunk=piece)
                     first = False
+
+
+def _open_all(directory: Path, stack: contextlib.ExitStack) -> list[tuple[str, BinaryIO]]:
+    paths = sorted(p for p in directory.iterdir() if p.is_file() and not p.name.startswith("."))
+    return [(path.name, stack.enter_context(path.open("rb"))) for path in paths]
+
+
+def check_tag(key: str, value: str) -> None:
+    """Raises InvalidError for a tag that would not be readable on one line."""
+    check_name(key, "tag")
+    if len(value) > TAG_LENGTH or not value.isprintable():
+        raise InvalidError(
+            f"the value of tag {key} cannot be",
+            why=f"at most {TAG_LENGTH} printable characters on one line",
+            field="tag",
+        )
+
+
+def _check_task(tx: Transaction, task_id: str) -> None:
+    task = tx.get(queue_pb2.Task, task_id)
+    if task is None:
+        raise NotFoundError(f"there is no task {task_id}", next="see gswarm queue list", field="until_task")
+    if task.phase in TASK_ENDED:
+        raise RefusedError(f"task {task_id} has ended already", field="until_task")
 
 
 def _session(tx: Transaction, name: str) -> Session:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
 from gswarm.cluster.types import ConditionState, Progress
+from gswarm.errors import InvalidError
 
 
 class SessionPhase(Enum):
@@ -40,6 +42,13 @@ class Session:
     detail: str = ""
     actor: str = ""
     generation: int = 0
+    metrics: tuple[str, ...] = ()
+    """Empty: all metrics, also those that come later."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    stops_at: datetime | None = None
+    """When it stops by itself."""
+    until_task: str = ""
+    """Task that it stops with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,39 @@ class Exported:
     path: str
     rows: int
     damage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A recording that was copied here."""
+
+    path: str
+    files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A recording that is whole again, as far as it can be."""
+
+    path: str
+    ticks: int
+    """Node ticks."""
+    changes: int
+    size_bytes: int
+    lost: tuple[str, ...] = ()
+    """What could not be read, in sentences; empty: nothing is missing."""
+
+
+def parse_tags(texts: Sequence[str]) -> dict[str, str]:
+    """Tags of key=value texts. Raises InvalidError naming the one that is none."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, given, value = text.partition("=")
+        if not given or not key:
+            raise InvalidError(f"{text!r} is no tag", next="write key=value", field="tag")
+        found[key] = value
+    return found
 
 
 def session_sealed(asked: Session, now: Session | None) -> Progress:

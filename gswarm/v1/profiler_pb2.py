@@ -26,19 +26,25 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from gswarm.v1 import common_pb2 as gswarm_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18gswarm/v1/profiler.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16gswarm/v1/common.proto\"^\n\x0cMetricColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12#\n\x04type\x18\x03 \x01(\x0e\x32\x15.gswarm.v1.ColumnType\x12\r\n\x05scale\x18\x04 \x01(\r\"\x89\x01\n\x0cMetricSchema\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\r\x12(\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x17.gswarm.v1.MetricColumn\x12\x12\n\ndevice_ids\x18\x04 \x03(\t\x12!\n\x06\x61\x62sent\x18\x05 \x03(\x0b\x32\x11.gswarm.v1.Absent\"N\n\x06\x41\x62sent\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0c\x65very_column\x18\x04 \x01(\x08\"\xa7\x01\n\nSampleTick\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x14\n\x0ctime_unix_us\x18\x03 \x01(\x03\x12\x11\n\tschema_id\x18\x04 \x01(\r\x12\x0b\n\x03\x66\x33\x32\x18\x05 \x01(\x0c\x12\x0b\n\x03i32\x18\x06 \x01(\x0c\x12\x0b\n\x03u64\x18\x07 \x01(\x0c\x12!\n\x06\x61\x62sent\x18\x08 \x03(\x0b\x32\x11.gswarm.v1.Absent\x12\x0b\n\x03gap\x18\t \x01(\r\"\xb6\x02\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05nodes\x18\x02 \x03(\t\x12\x12\n\ninterval_s\x18\x03 \x01(\x01\x12&\n\x05phase\x18\x04 \x01(\x0e\x32\x17.gswarm.v1.SessionPhase\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstopped_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05ticks\x18\x07 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x08 \x01(\x04\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12\x0c\n\x04path\x18\n \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x0b \x01(\t\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\x12\x12\n\ngeneration\x18\r \x01(\x04\"l\n\x13StartSessionRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ninterval_s\x18\x03 \x01(\x01\x12\r\n\x05nodes\x18\x04 \x03(\t\"M\n\x14StartSessionResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12#\n\x07session\x18\x02 \x01(\x0b\x32\x12.gswarm.v1.Session\"H\n\x12StopSessionRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"L\n\x13StopSessionResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12#\n\x07session\x18\x02 \x01(\x0b\x32\x12.gswarm.v1.Session\"J\n\x14\x44\x65leteSessionRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\")\n\x15\x44\x65leteSessionResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"A\n\x0bMarkRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04text\x18\x02 \x01(\t\" \n\x0cMarkResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"$\n\x14ReadRecordingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x15ReadRecordingResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x96\x01\n\x12SetSamplingRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\r\n\x05nodes\x18\x02 \x03(\t\x12$\n\x02on\x18\x03 \x03(\x0e\x32\x18.gswarm.v1.SamplingGroup\x12%\n\x03off\x18\x04 \x03(\x0e\x32\x18.gswarm.v1.SamplingGroup\"8\n\x13SetSamplingResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\r*\xad\x01\n\nColumnType\x12\x17\n\x13\x43OLUMN_TYPE_UNKNOWN\x10\x00\x12\x19\n\x15\x43OLUMN_TYPE_GAUGE_F32\x10\x01\x12\x19\n\x15\x43OLUMN_TYPE_GAUGE_I32\x10\x02\x12\x1b\n\x17\x43OLUMN_TYPE_COUNTER_U64\x10\x03\x12\x18\n\x14\x43OLUMN_TYPE_MASK_U64\x10\x04\x12\x19\n\x15\x43OLUMN_TYPE_GAUGE_U64\x10\x05*\x95\x01\n\x0cSessionPhase\x12\x19\n\x15SESSION_PHASE_UNKNOWN\x10\x00\x12\x1b\n\x17SESSION_PHASE_RECORDING\x10\x01\x12\x18\n\x14SESSION_PHASE_PAUSED\x10\x02\x12\x19\n\x15SESSION_PHASE_STOPPED\x10\x03\x12\x18\n\x14SESSION_PHASE_SEALED\x10\x04*_\n\rSamplingGroup\x12\x1a\n\x16SAMPLING_GROUP_UNKNOWN\x10\x00\x12\x17\n\x13SAMPLING_GROUP_PCIE\x10\x01\x12\x19\n\x15SAMPLING_GROUP_NVLINK\x10\x02\x32\xda\x03\n\x08Profiler\x12O\n\x0cStartSession\x12\x1e.gswarm.v1.StartSessionRequest\x1a\x1f.gswarm.v1.StartSessionResponse\x12L\n\x0bStopSession\x12\x1d.gswarm.v1.StopSessionRequest\x1a\x1e.gswarm.v1.StopSessionResponse\x12R\n\rDeleteSession\x12\x1f.gswarm.v1.DeleteSessionRequest\x1a .gswarm.v1.DeleteSessionResponse\x12\x37\n\x04Mark\x12\x16.gswarm.v1.MarkRequest\x1a\x17.gswarm.v1.MarkResponse\x12T\n\rReadRecording\x12\x1f.gswarm.v1.ReadRecordingRequest\x1a .gswarm.v1.ReadRecordingResponse0\x01\x12L\n\x0bSetSampling\x12\x1d.gswarm.v1.SetSamplingRequest\x1a\x1e.gswarm.v1.SetSamplingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18gswarm/v1/profiler.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16gswarm/v1/common.proto\"^\n\x0cMetricColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12#\n\x04type\x18\x03 \x01(\x0e\x32\x15.gswarm.v1.ColumnType\x12\r\n\x05scale\x18\x04 \x01(\r\"\x89\x01\n\x0cMetricSchema\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\r\x12(\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x17.gswarm.v1.MetricColumn\x12\x12\n\ndevice_ids\x18\x04 \x03(\t\x12!\n\x06\x61\x62sent\x18\x05 \x03(\x0b\x32\x11.gswarm.v1.Absent\"N\n\x06\x41\x62sent\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0c\x65very_column\x18\x04 \x01(\x08\"\xa7\x01\n\nSampleTick\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x14\n\x0ctime_unix_us\x18\x03 \x01(\x03\x12\x11\n\tschema_id\x18\x04 \x01(\r\x12\x0b\n\x03\x66\x33\x32\x18\x05 \x01(\x0c\x12\x0b\n\x03i32\x18\x06 \x01(\x0c\x12\x0b\n\x03u64\x18\x07 \x01(\x0c\x12!\n\x06\x61\x62sent\x18\x08 \x03(\x0b\x32\x11.gswarm.v1.Absent\x12\x0b\n\x03gap\x18\t \x01(\r\"\xe2\x03\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05nodes\x18\x02 \x03(\t\x12\x12\n\ninterval_s\x18\x03 \x01(\x01\x12&\n\x05phase\x18\x04 \x01(\x0e\x32\x17.gswarm.v1.SessionPhase\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstopped_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05ticks\x18\x07 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x08 \x01(\x04\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12\x0c\n\x04path\x18\n \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x0b \x01(\t\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\x12\x12\n\ngeneration\x18\r \x01(\x04\x12\x0f\n\x07metrics\x18\x0e \x03(\t\x12*\n\x04tags\x18\x0f \x03(\x0b\x32\x1c.gswarm.v1.Session.TagsEntry\x12,\n\x08stops_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nuntil_task\x18\x11 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x85\x02\n\x13StartSessionRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ninterval_s\x18\x03 \x01(\x01\x12\r\n\x05nodes\x18\x04 \x03(\t\x12\x0f\n\x07metrics\x18\x05 \x03(\t\x12\x36\n\x04tags\x18\x06 \x03(\x0b\x32(.gswarm.v1.StartSessionRequest.TagsEntry\x12\r\n\x05\x66or_s\x18\x07 \x01(\x01\x12\x12\n\nuntil_task\x18\x08 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x14StartSessionResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12#\n\x07session\x18\x02 \x01(\x0b\x32\x12.gswarm.v1.Session\"H\n\x12StopSessionRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\"L\n\x13StopSessionResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12#\n\x07session\x18\x02 \x01(\x0b\x32\x12.gswarm.v1.Session\"J\n\x14\x44\x65leteSessionRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\")\n\x15\x44\x65leteSessionResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"_\n\x0bMarkRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65gins\x18\x03 \x01(\x08\x12\x0c\n\x04\x65nds\x18\x04 \x01(\t\"/\n\x0cMarkResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05\x65vent\x18\x02 \x01(\t\"\xb7\x01\n\x11TagSessionRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x32\n\x03set\x18\x03 \x03(\x0b\x32%.gswarm.v1.TagSessionRequest.SetEntry\x12\x0e\n\x06remove\x18\x04 \x03(\t\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x12TagSessionResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12#\n\x07session\x18\x02 \x01(\x0b\x32\x12.gswarm.v1.Session\"$\n\x14ReadRecordingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x15ReadRecordingResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x96\x01\n\x12SetSamplingRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\r\n\x05nodes\x18\x02 \x03(\t\x12$\n\x02on\x18\x03 \x03(\x0e\x32\x18.gswarm.v1.SamplingGroup\x12%\n\x03off\x18\x04 \x03(\x0e\x32\x18.gswarm.v1.SamplingGroup\"8\n\x13SetSamplingResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\r*\xad\x01\n\nColumnType\x12\x17\n\x13\x43OLUMN_TYPE_UNKNOWN\x10\x00\x12\x19\n\x15\x43OLUMN_TYPE_GAUGE_F32\x10\x01\x12\x19\n\x15\x43OLUMN_TYPE_GAUGE_I32\x10\x02\x12\x1b\n\x17\x43OLUMN_TYPE_COUNTER_U64\x10\x03\x12\x18\n\x14\x43OLUMN_TYPE_MASK_U64\x10\x04\x12\x19\n\x15\x43OLUMN_TYPE_GAUGE_U64\x10\x05*\x95\x01\n\x0cSessionPhase\x12\x19\n\x15SESSION_PHASE_UNKNOWN\x10\x00\x12\x1b\n\x17SESSION_PHASE_RECORDING\x10\x01\x12\x18\n\x14SESSION_PHASE_PAUSED\x10\x02\x12\x19\n\x15SESSION_PHASE_STOPPED\x10\x03\x12\x18\n\x14SESSION_PHASE_SEALED\x10\x04*_\n\rSamplingGroup\x12\x1a\n\x16SAMPLING_GROUP_UNKNOWN\x10\x00\x12\x17\n\x13SAMPLING_GROUP_PCIE\x10\x01\x12\x19\n\x15SAMPLING_GROUP_NVLINK\x10\x02\x32\xa5\x04\n\x08Profiler\x12O\n\x0cStartSession\x12\x1e.gswarm.v1.StartSessionRequest\x1a\x1f.gswarm.v1.StartSessionResponse\x12L\n\x0bStopSession\x12\x1d.gswarm.v1.StopSessionRequest\x1a\x1e.gswarm.v1.StopSessionResponse\x12R\n\rDeleteSession\x12\x1f.gswarm.v1.DeleteSessionRequest\x1a .gswarm.v1.DeleteSessionResponse\x12I\n\nTagSession\x12\x1c.gswarm.v1.TagSessionRequest\x1a\x1d.gswarm.v1.TagSessionResponse\x12\x37\n\x04Mark\x12\x16.gswarm.v1.MarkRequest\x1a\x17.gswarm.v1.MarkResponse\x12T\n\rReadRecording\x12\x1f.gswarm.v1.ReadRecordingRequest\x1a .gswarm.v1.ReadRecordingResponse0\x01\x12L\n\x0bSetSampling\x12\x1d.gswarm.v1.SetSamplingRequest\x1a\x1e.gswarm.v1.SetSamplingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gswarm.v1.profiler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COLUMNTYPE']._serialized_start=1760
-  _globals['_COLUMNTYPE']._serialized_end=1933
-  _globals['_SESSIONPHASE']._serialized_start=1936
-  _globals['_SESSIONPHASE']._serialized_end=2085
-  _globals['_SAMPLINGGROUP']._serialized_start=2087
-  _globals['_SAMPLINGGROUP']._serialized_end=2182
+  _globals['_SESSION_TAGSENTRY']._loaded_options = None
+  _globals['_SESSION_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_STARTSESSIONREQUEST_TAGSENTRY']._loaded_options = None
+  _globals['_STARTSESSIONREQUEST_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_TAGSESSIONREQUEST_SETENTRY']._loaded_options = None
+  _globals['_TAGSESSIONREQUEST_SETENTRY']._serialized_options = b'8\001'
+  _globals['_COLUMNTYPE']._serialized_start=2394
+  _globals['_COLUMNTYPE']._serialized_end=2567
+  _globals['_SESSIONPHASE']._serialized_start=2570
+  _globals['_SESSIONPHASE']._serialized_end=2719
+  _globals['_SAMPLINGGROUP']._serialized_start=2721
+  _globals['_SAMPLINGGROUP']._serialized_end=2816
   _globals['_METRICCOLUMN']._serialized_start=96
   _globals['_METRICCOLUMN']._serialized_end=190
   _globals['_METRICSCHEMA']._serialized_start=193
@@ -48,31 +54,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLETICK']._serialized_start=413
   _globals['_SAMPLETICK']._serialized_end=580
   _globals['_SESSION']._serialized_start=583
-  _globals['_SESSION']._serialized_end=893
-  _globals['_STARTSESSIONREQUEST']._serialized_start=895
-  _globals['_STARTSESSIONREQUEST']._serialized_end=1003
-  _globals['_STARTSESSIONRESPONSE']._serialized_start=1005
-  _globals['_STARTSESSIONRESPONSE']._serialized_end=1082
-  _globals['_STOPSESSIONREQUEST']._serialized_start=1084
-  _globals['_STOPSESSIONREQUEST']._serialized_end=1156
-  _globals['_STOPSESSIONRESPONSE']._serialized_start=1158
-  _globals['_STOPSESSIONRESPONSE']._serialized_end=1234
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1236
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1310
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1312
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1353
-  _globals['_MARKREQUEST']._serialized_start=1355
-  _globals['_MARKREQUEST']._serialized_end=1420
-  _globals['_MARKRESPONSE']._serialized_start=1422
-  _globals['_MARKRESPONSE']._serialized_end=1454
-  _globals['_READRECORDINGREQUEST']._serialized_start=1456
-  _globals['_READRECORDINGREQUEST']._serialized_end=1492
-  _globals['_READRECORDINGRESPONSE']._serialized_start=1494
-  _globals['_READRECORDINGRESPONSE']._serialized_end=1546
-  _globals['_SETSAMPLINGREQUEST']._serialized_start=1549
-  _globals['_SETSAMPLINGREQUEST']._serialized_end=1699
-  _globals['_SETSAMPLINGRESPONSE']._serialized_start=1701
-  _globals['_SETSAMPLINGRESPONSE']._serialized_end=1757
-  _globals['_PROFILER']._serialized_start=2185
-  _globals['_PROFILER']._serialized_end=2659
+  _globals['_SESSION']._serialized_end=1065
+  _globals['_SESSION_TAGSENTRY']._serialized_start=1022
+  _globals['_SESSION_TAGSENTRY']._serialized_end=1065
+  _globals['_STARTSESSIONREQUEST']._serialized_start=1068
+  _globals['_STARTSESSIONREQUEST']._serialized_end=1329
+  _globals['_STARTSESSIONREQUEST_TAGSENTRY']._serialized_start=1022
+  _globals['_STARTSESSIONREQUEST_TAGSENTRY']._serialized_end=1065
+  _globals['_STARTSESSIONRESPONSE']._serialized_start=1331
+  _globals['_STARTSESSIONRESPONSE']._serialized_end=1408
+  _globals['_STOPSESSIONREQUEST']._serialized_start=1410
+  _globals['_STOPSESSIONREQUEST']._serialized_end=1482
+  _globals['_STOPSESSIONRESPONSE']._serialized_start=1484
+  _globals['_STOPSESSIONRESPONSE']._serialized_end=1560
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1562
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1636
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1638
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1679
+  _globals['_MARKREQUEST']._serialized_start=1681
+  _globals['_MARKREQUEST']._serialized_end=1776
+  _globals['_MARKRESPONSE']._serialized_start=1778
+  _globals['_MARKRESPONSE']._serialized_end=1825
+  _globals['_TAGSESSIONREQUEST']._serialized_start=1828
+  _globals['_TAGSESSIONREQUEST']._serialized_end=2011
+  _globals['_TAGSESSIONREQUEST_SETENTRY']._serialized_start=1969
+  _globals['_TAGSESSIONREQUEST_SETENTRY']._serialized_end=2011
+  _globals['_TAGSESSIONRESPONSE']._serialized_start=2013
+  _globals['_TAGSESSIONRESPONSE']._serialized_end=2088
+  _globals['_READRECORDINGREQUEST']._serialized_start=2090
+  _globals['_READRECORDINGREQUEST']._serialized_end=2126
+  _globals['_READRECORDINGRESPONSE']._serialized_start=2128
+  _globals['_READRECORDINGRESPONSE']._serialized_end=2180
+  _globals['_SETSAMPLINGREQUEST']._serialized_start=2183
+  _globals['_SETSAMPLINGREQUEST']._serialized_end=2333
+  _globals['_SETSAMPLINGRESPONSE']._serialized_start=2335
+  _globals['_SETSAMPLINGRESPONSE']._serialized_end=2391
+  _globals['_PROFILER']._serialized_start=2819
+  _globals['_PROFILER']._serialized_end=3368
 # @@protoc_insertion_point(module_scope)

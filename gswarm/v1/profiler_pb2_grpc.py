@@ -49,6 +49,11 @@ class ProfilerStub:
                 request_serializer=gswarm_dot_v1_dot_profiler__pb2.DeleteSessionRequest.SerializeToString,
                 response_deserializer=gswarm_dot_v1_dot_profiler__pb2.DeleteSessionResponse.FromString,
                 _registered_method=True)
+        self.TagSession = channel.unary_unary(
+                '/gswarm.v1.Profiler/TagSession',
+                request_serializer=gswarm_dot_v1_dot_profiler__pb2.TagSessionRequest.SerializeToString,
+                response_deserializer=gswarm_dot_v1_dot_profiler__pb2.TagSessionResponse.FromString,
+                _registered_method=True)
         self.Mark = channel.unary_unary(
                 '/gswarm.v1.Profiler/Mark',
                 request_serializer=gswarm_dot_v1_dot_profiler__pb2.MarkRequest.SerializeToString,
@@ -85,6 +90,13 @@ class ProfilerServicer:
 
     def DeleteSession(self, request, context):
         """Delete a stopped session's recording.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TagSession(self, request, context):
+        """Set and remove a session's tags, at any time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +140,11 @@ def add_ProfilerServicer_to_server(servicer, server):
                     servicer.DeleteSession,
                     request_deserializer=gswarm_dot_v1_dot_profiler__pb2.DeleteSessionRequest.FromString,
                     response_serializer=gswarm_dot_v1_dot_profiler__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'TagSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagSession,
+                    request_deserializer=gswarm_dot_v1_dot_profiler__pb2.TagSessionRequest.FromString,
+                    response_serializer=gswarm_dot_v1_dot_profiler__pb2.TagSessionResponse.SerializeToString,
             ),
             'Mark': grpc.unary_unary_rpc_method_handler(
                     servicer.Mark,
@@ -226,6 +243,33 @@ class Profiler:
             '/gswarm.v1.Profiler/DeleteSession',
             gswarm_dot_v1_dot_profiler__pb2.DeleteSessionRequest.SerializeToString,
             gswarm_dot_v1_dot_profiler__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gswarm.v1.Profiler/TagSession',
+            gswarm_dot_v1_dot_profiler__pb2.TagSessionRequest.SerializeToString,
+            gswarm_dot_v1_dot_profiler__pb2.TagSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class ProfilerStub:
     """Stop recording and seal."""
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_profiler_pb2.DeleteSessionRequest, _profiler_pb2.DeleteSessionResponse]
     """Delete a stopped session's recording."""
+    TagSession: _grpc.UnaryUnaryMultiCallable[_profiler_pb2.TagSessionRequest, _profiler_pb2.TagSessionResponse]
+    """Set and remove a session's tags, at any time."""
     Mark: _grpc.UnaryUnaryMultiCallable[_profiler_pb2.MarkRequest, _profiler_pb2.MarkResponse]
     """A mark on the session's time line."""
     ReadRecording: _grpc.UnaryStreamMultiCallable[_profiler_pb2.ReadRecordingRequest, _profiler_pb2.ReadRecordingResponse]
@@ -53,6 +55,8 @@ class ProfilerAsyncStub(ProfilerStub):
     """Stop recording and seal."""
     DeleteSession: _aio.UnaryUnaryMultiCallable[_profiler_pb2.DeleteSessionRequest, _profiler_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Delete a stopped session's recording."""
+    TagSession: _aio.UnaryUnaryMultiCallable[_profiler_pb2.TagSessionRequest, _profiler_pb2.TagSessionResponse]  # type: ignore[assignment]
+    """Set and remove a session's tags, at any time."""
     Mark: _aio.UnaryUnaryMultiCallable[_profiler_pb2.MarkRequest, _profiler_pb2.MarkResponse]  # type: ignore[assignment]
     """A mark on the session's time line."""
     ReadRecording: _aio.UnaryStreamMultiCallable[_profiler_pb2.ReadRecordingRequest, _profiler_pb2.ReadRecordingResponse]  # type: ignore[assignment]
@@ -84,6 +88,14 @@ class ProfilerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_profiler_pb2.DeleteSessionResponse, _abc.Awaitable[_profiler_pb2.DeleteSessionResponse]]:
         """Delete a stopped session's recording."""
+
+    @_abc_1.abstractmethod
+    def TagSession(
+        self,
+        request: _profiler_pb2.TagSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profiler_pb2.TagSessionResponse, _abc.Awaitable[_profiler_pb2.TagSessionResponse]]:
+        """Set and remove a session's tags, at any time."""
 
     @_abc_1.abstractmethod
     def Mark(
