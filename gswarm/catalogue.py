@@ -116,6 +116,8 @@ class Action:
     until: str
     """ "module:function" that says how far the result is, for actions that take long; empty: done when answered."""
     key: str
+    offline: str = ""
+    """ "module:function" that says of values whether they need no host; empty: they always do."""
     _cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -176,6 +178,13 @@ class Action:
         found: Callable[[Any, Any], Any] = getattr(importlib.import_module(module), name)
         return found
 
+    def needs_no_host(self, values: Mapping[str, object]) -> bool:
+        """Whether all that is asked for with these values lies on this machine: then there is no swarm to pass."""
+        if not self.offline:
+            return False
+        module, _, name = self.offline.partition(":")
+        return bool(getattr(importlib.import_module(module), name)(values))
+
     def bind(self, values: Mapping[str, object]) -> dict[str, object]:
         """Checked keyword values for `values`. Raises InvalidError for unknown, missing or wrong ones."""
         from gswarm.names import near
@@ -231,6 +240,7 @@ def action(
     destructive: bool = False,
     until: str = "",
     key: str = "",
+    offline: str = "",
 ) -> Callable[[F], F]:
     """Register an async function as an action. The function itself stays as it is."""
 
@@ -248,6 +258,7 @@ def action(
             effect,
             until,
             key,
+            offline,
         )
         if made.name in _REGISTRY.setdefault(room, {}):
             raise ValueError(f"there are two actions {made.name}")

@@ -38,7 +38,7 @@ Commands:
   model       store, deploy and serve models: list, info, placements, download, delete, annotate, serve, stop, services, logs
   data        share data between processes and nodes: put, get, list, info, acquire, release, delete, transfer
   queue       submit work, see the plan and why: submit, list, info, workflows, wait, plan, explain, cancel, retry, priority, history
-  profiler    record metrics and replay them: start, stop, list, info, mark, delete, export
+  profiler    record metrics and replay them: start, stop, list, info, mark, delete, export, analyze, compare, plot, report
   scheduler   plan, check and compare batches of tasks: plan, validate, simulate, compare, generate, explain, show
   host        the central coordinator: start, stop
   client      the agent on this machine: connect, backend
