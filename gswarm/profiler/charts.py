@@ -17,7 +17,7 @@ METRICS = ("gpu_util_percent", "memory_used_bytes", "power_mw", "temperature_c")
 """What is drawn unless something else is asked for, where it was recorded."""
 _SCALES = {"B": (2**30, "GiB"), "mW": (1e3, "W"), "mJ": (1e3, "J"), "mJ/s": (1e3, "W")}
 _WORDS = {
-    "gpu_util_percent": "GPU utilisation",
+    "gpu_util_percent": "utilisation",
     "memory_used_bytes": "memory used",
     "power_mw": "power",
     "temperature_c": "temperature",

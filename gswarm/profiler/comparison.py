@@ -26,9 +26,9 @@ METRICS = (
 )
 """What is compared unless something else is asked for; beside these the shares of time idle and throttled."""
 RESAMPLES = 1000
-LEAST_BLOCKS = 5
-"""So many independent stretches a recording must have for a word about noise."""
+LEAST_SAMPLES = 20
 LEAST_RUNS = 5
+"""So many of either there must be for a word about noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _pair(
     unit: str,
     a: tuple[Floats, Floats],
     b: tuple[Floats, Floats],
-    least: int = 2,
+    least: int = LEAST_SAMPLES,
 ) -> _Pair:
     kept = [~np.isnan(values) & (weights > 0) for values, weights in (a, b)]
     return _Pair(
@@ -171,22 +171,60 @@ def _change(pair: _Pair, level: float, generator: np.random.Generator) -> Change
             pair.subject, pair.kind, pair.metric, pair.unit, a, b, None, None, None, Verdict.UNKNOWN, f"NA in {where}"
         )
     difference = b - a
-    errors, blocks = [], []
-    for values, weights in ((pair.a, pair.a_weights), (pair.b, pair.b_weights)):
-        length = block_length(values)
-        blocks.append(len(values) / length)
-        errors.append(standard_error(values, weights, length, generator))
-    if min(len(pair.a), len(pair.b)) < pair.least or min(blocks) < LEAST_BLOCKS:
+    if min(len(pair.a), len(pair.b)) < pair.least:
         why = "too short to tell from noise"
         return Change(
             pair.subject, pair.kind, pair.metric, pair.unit, a, b, difference, None, None, Verdict.UNKNOWN, why
         )
-    wide = t_quantile(0.5 + level / 2, _freedom(errors, blocks)) * math.hypot(*errors)
+    spreads = [
+        spread(values, weights, generator) for values, weights in ((pair.a, pair.a_weights), (pair.b, pair.b_weights))
+    ]
+    wide = t_quantile(0.5 + level / 2, _freedom(spreads)) * math.hypot(*(one.error for one in spreads))
     low, high = difference - wide, difference + wide
     # A mean of equal numbers may differ in its last bit.
     slack = 1e-9 * max(abs(a), abs(b))
     verdict = Verdict.MORE if low > slack else Verdict.LESS if high < -slack else Verdict.SAME
     return Change(pair.subject, pair.kind, pair.metric, pair.unit, a, b, difference, low, high, verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How unsure a mean is: its standard error, and from how many independent stretches that is known."""
+
+    error: float
+    pieces: float
+
+
+def spread(values: Floats, weights: Floats, generator: np.random.Generator) -> Spread:
+    """Of a weighted mean over time: from the block bootstrap, but no less than a simple model of memory says.
+
+    Blocks that are best for the error's own mean square are too short for intervals, and a short recording hides how
+    long its samples hang together: either alone calls noise a change in up to half of such recordings (tried in
+    tests/test_comparison.py). So blocks are twice as long, the part of the spread that whole blocks miss is added, and
+    the error is at least that of a series in which each value keeps a share of the one before.
+    """
+    count = len(values)
+    if count < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
+        return Spread(0.0, count)  # one value all the time; its sums differ in their last bits
+    length = max(1, min(2 * block_length(values), math.ceil(count / 5)))
+    resampled = standard_error(values, weights, length, generator) / math.sqrt(1 - length / count)
+    modelled, memory = _first_order(values)
+    return Spread(max(resampled, modelled), max(3.0, min(count / length, count / memory)))
+
+
+def _first_order(values: Floats) -> tuple[float, float]:
+    """The mean's standard error if each value keeps a share of the one before, and how many values say as much as one.
+
+    The share that a short series shows is too small by (1 + 3 share) / n (Marriott and Pope, "Bias in the estimation
+    of autocorrelations", Biometrika 41, 1954), and so is the variance about its own mean.
+    """
+    count = len(values)
+    centred = values - values.mean()
+    variance = float(centred @ centred) / count
+    share = float(centred[:-1] @ centred[1:]) / (count * variance)
+    share = min(0.999, max(0.0, share + (1 + 3 * share) / count))
+    memory = (1 + share) / (1 - share)
+    return math.sqrt(variance * memory / count / max(0.1, 1 - memory / count)), memory
 
 
 def block_length(values: Floats) -> int:
@@ -241,21 +279,37 @@ def _circular_sums(values: Floats, length: int) -> Floats:
     return summed[length:] - summed[:-length]
 
 
-def _freedom(errors: Sequence[float], blocks: Sequence[float]) -> float:
-    """Degrees of freedom of a difference of two means whose spreads are estimated from so many blocks (Welch, 1947)."""
-    parts = [error**2 for error in errors]
+def _freedom(spreads: Sequence[Spread]) -> float:
+    """Degrees of freedom of a difference of two means whose errors are known from so many pieces (Welch, 1947)."""
+    parts = [one.error**2 for one in spreads]
     if not (total := sum(parts)) > 0:
-        return min(blocks) - 1
-    return total**2 / sum(part**2 / (count - 1) for part, count in zip(parts, blocks, strict=True))
+        return min(one.pieces for one in spreads) - 1
+    return total**2 / sum(part**2 / (one.pieces - 1) for part, one in zip(parts, spreads, strict=True))
 
 
 def t_quantile(share: float, freedom: float) -> float:
-    """Of Student's t, from the normal one (Abramowitz and Stegun, 26.7.5): a spread from few blocks is unsure itself."""
-    z = NormalDist().inv_cdf(share)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+    """Of Student's t, for a share over a half: an error known from few pieces is unsure itself.
+
+    G. W. Hill, "Algorithm 396: Student's t-quantiles", Communications of the ACM 13 (1970); six figures from 5
+    degrees of freedom on, four at 2, the least that is looked up.
+    """
+    both, n = 2 * (1 - share), max(2.0, freedom)
+    if n <= 2:
+        return math.sqrt(2 / (both * (2 - both)) - 2)
+    a = 1 / (n - 0.5)
+    b = 48 / a**2
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * math.sqrt(a * math.pi / 2) * n
+    y = (d * both) ** (2 / n)
+    if y <= 0.05 + a:
+        y = ((1 / (((n + 6) / (n * y) - 0.089 * d - 0.822) * (n + 2) * 3) + 0.5 / (n + 4)) * y - 1) * (n + 1) / (
+            n + 2
+        ) + 1 / y
+        return math.sqrt(n * y)
+    x = NormalDist().inv_cdf(both / 2)
+    y = x**2
+    if n < 5:
+        c += 0.3 * (n - 4.5) * (x + 0.6)
+    c += (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b
+    y = (((((0.4 * y + 6.3) * y + 36) * y + 94.5) / c - y - 3) / b + 1) * x
+    return math.sqrt(n * math.expm1(a * y**2))

@@ -12,6 +12,7 @@ from gswarm import units
 from gswarm.cluster.types import Severity
 from gswarm.profiler.history import History, SpanKind
 from gswarm.profiler.series import Series
+from gswarm.profiler.tables import counted
 from gswarm.profiler.types import DeviceFigures, Finding, ModelFigures, NodeFigures
 
 STARVED_ABOVE = 0.05
@@ -66,7 +67,7 @@ def _device(device: DeviceFigures, history: History) -> Iterator[Finding]:
     if device.loading_share > LOADING_ABOVE:
         counts = Counter(span.model for span in history.of(SpanKind.SERVICE, device.id, "loading"))
         told = ", ".join(f"{model} {count}" for model, count in counts.most_common(3))
-        text = f"{name} loaded models {percent(device.loading_share)} of the time: {device.loads} loads ({told})"
+        text = f"{name} loaded models {percent(device.loading_share)} of the time: {counted(device.loads, 'load')} ({told})"
         yield Finding(warn, device.device, text, "service", device.loading_share)
     if device.throttled_share is not None and device.throttled_share > THROTTLED_ABOVE:
         told = ", ".join(f"{t.reason} {percent(t.share)}" for t in device.throttled)
@@ -120,7 +121,7 @@ def _errors(one: Series, history: History) -> Iterator[Finding]:
     if (count := int(grown[grown > 0].sum())) > 0:
         first = datetime.fromtimestamp(int(times[1:][grown > 0][0]) / 1e6, UTC)
         name = history.label(one.device)
-        text = f"{name} had {count} uncorrected memory errors, the first at {units.clock(first)}"
+        text = f"{name} had {counted(count, 'uncorrected memory error')}, the first at {units.clock(first)}"
         yield Finding(Severity.ERROR, name, text, "ecc_uncorrected_volatile")
 
 

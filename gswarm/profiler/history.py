@@ -179,7 +179,7 @@ class _Walk:
         now = max(now, self.start_us)
         if response.list:
             self._forget_what_is_not_in(response, now)
-        touched = False
+        touched = response.list
         for obj in response.objects:
             if obj.kind not in BY_KIND:
                 continue  # a kind of a newer gswarm

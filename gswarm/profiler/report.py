@@ -66,8 +66,9 @@ def _summary(found: Analysis) -> str:
     simulated = sum(d.kind == "SIM" for d in accelerators)
     told = (
         f"{found.start:%Y-%m-%d %H:%M:%S} to {found.end:%H:%M:%S} UTC "
-        f"({units.duration((found.end - found.start).total_seconds())}), {len(found.nodes)} nodes, "
-        f"{len(accelerators)} accelerators, {found.ticks} ticks, {found.events} events"
+        f"({units.duration((found.end - found.start).total_seconds())}), {tables.counted(len(found.nodes), 'node')}, "
+        f"{tables.counted(len(accelerators), 'accelerator')}, {tables.counted(found.ticks, 'tick')}, "
+        f"{tables.counted(found.events, 'event')}"
     )
     notes = [f"<p>{escape(told)}</p>"]
     if simulated:

@@ -9,6 +9,7 @@ from gswarm.profiler.types import Analysis, Change, Comparison, DeviceFigures, D
 from gswarm.views import printable
 
 WIDTH = 80
+_ALL = "every figure with its interval: --output json"
 _MARKS = {"error": "!!", "warning": "! ", "info": "  "}
 
 
@@ -27,6 +28,11 @@ def wrapped(text: str, first: str, rest: str) -> list[str]:
     import textwrap
 
     return textwrap.wrap(printable(text), WIDTH, initial_indent=first, subsequent_indent=rest) or [first.rstrip()]
+
+
+def counted(count: int, word: str) -> str:
+    """1 load, 2 loads."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _percent(value: float | None) -> str:
@@ -61,8 +67,8 @@ def analysis(found: Analysis) -> list[str]:
     simulated = sum(d.kind == "SIM" for d in accelerators)
     out = wrapped(
         f"{found.name}: {units.duration((found.end - found.start).total_seconds())} from {units.clock(found.start)}, "
-        f"{len(found.nodes)} nodes, {len(accelerators)} accelerators{f' ({simulated} SIM)' if simulated else ''}, "
-        f"{found.ticks} ticks, {found.events} events",
+        f"{counted(len(found.nodes), 'node')}, {counted(len(accelerators), 'accelerator')}"
+        f"{f' ({simulated} SIM)' if simulated else ''}, {counted(found.ticks, 'tick')}, {counted(found.events, 'event')}",
         "",
         "  ",
     )
@@ -194,23 +200,28 @@ def comparison(found: Comparison) -> list[str]:
     out = [f"{found.a} (A) and {found.b} (B)"]
     for note in found.damage:
         out += wrapped(f"not whole: {note}", "", "  ")
-    head = ("WHAT", "METRIC", "A", "B", "B - A", "BETWEEN")
     moved = [c for c in found.changes if c.verdict in (Verdict.MORE, Verdict.LESS)]
     same = [c for c in found.changes if c.verdict is Verdict.SAME]
     unknown = [c for c in found.changes if c.verdict is Verdict.UNKNOWN]
     if moved:
-        out += ["", "changed", *grid(head, [_row(c) for c in moved], 2)]
+        out += ["", "changed", *grid(("WHAT", "METRIC", "A", "B", "B - A", "BETWEEN"), [_row(c) for c in moved], 2)]
     if same:
-        out += ["", "no change shown", *grid(head, [_row(c) for c in same], 2)]
+        out += ["", "no change shown"]
+        for subject in dict.fromkeys(c.subject for c in same):
+            metrics = ", ".join(c.metric for c in same if c.subject == subject)
+            out += wrapped(f"{subject}: {metrics}", "", "  ")
     if unknown:
-        out += ["", "cannot be told", *grid((*head[:5], "WHY"), [(*_row(c)[:5], c.detail) for c in unknown], 2)]
+        out += ["", "cannot be told"]
+        for subject, why in dict.fromkeys((c.subject, c.detail) for c in unknown):
+            metrics = ", ".join(c.metric for c in unknown if (c.subject, c.detail) == (subject, why))
+            out += wrapped(f"{subject}: {metrics} ({why})", "", "  ")
     if not found.changes:
         return [*out, "", "they have no device and no model in common"]
     said = (
         f"B - A lies in BETWEEN, all of these at once with {found.confidence:.0%} confidence "
         f"(circular block bootstrap, {found.resamples} resamples, seed {found.seed})"
     )
-    return [*out, "", *wrapped(said, "", "")]
+    return [*out, "", *wrapped(said, "", ""), *wrapped(_ALL, "", "")]
 
 
 # Pictures
