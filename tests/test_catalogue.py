@@ -209,7 +209,7 @@ def find(name: str) -> Action:
         ("model serve", {"name": "m", "device": "cpu"}, "device takes a list"),
         ("model serve", {"name": "m", "devices": ["cpu"]}, "Did you mean device"),
         ("token create", {"name": "x", "role": "root"}, "viewer, operator, agent, infer, admin"),
-        ("profiler export", {"name": "x", "format": "xml"}, "One of csv, json"),
+        ("profiler export", {"name": "x", "format": "xml"}, "One of csv, parquet, json"),
     ],
 )
 def test_wrong_values_are_refused_by_name(name: str, values: dict[str, object], told: str) -> None:

@@ -290,8 +290,7 @@ def _freedom(spreads: Sequence[Spread]) -> float:
 def t_quantile(share: float, freedom: float) -> float:
     """Of Student's t, for a share over a half: an error known from few pieces is unsure itself.
 
-    G. W. Hill, "Algorithm 396: Student's t-quantiles", Communications of the ACM 13 (1970); six figures from 5
-    degrees of freedom on, four at 2, the least that is looked up.
+    G. W. Hill, "Algorithm 396: Student's t-quantiles", Communications of the ACM 13 (1970). From 2 degrees of freedom.
     """
     both, n = 2 * (1 - share), max(2.0, freedom)
     if n <= 2:
