@@ -129,3 +129,12 @@ def _model(model: ModelFigures) -> Iterator[Finding]:
     if model.failed:
         text = f"{model.failed} of {model.tasks} attempts with {model.model} did not end well"
         yield Finding(Severity.WARNING, model.model, text, "task")
+    if model.run_mean_s is None or model.wait_mean_s is None or model.wait_mean_s <= model.run_mean_s:
+        return
+    text = (
+        f"tasks with {model.model} waited {units.duration(model.wait_mean_s)} on average and ran "
+        f"{units.duration(model.run_mean_s)}"
+    )
+    if model.load_mean_s is not None:
+        text += f"; loading it took {units.duration(model.load_mean_s)}, {counted(model.loads, 'load')}"
+    yield Finding(Severity.INFO, model.model, text, "task, service")

@@ -1,4 +1,5 @@
-"""Charts as SVG elements for a page: strings without scripts, fonts or colours of their own; the page's style has these."""
+"""Charts as SVG elements for a page: strings without scripts. The page's style has the colours of light and dark;
+those here are for readers that do not apply it to drawings, such as some that print or mail."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ WIDTH, HEIGHT = 720, 96
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 8, 16
 POINTS = 360
 LANE = 22
-LABEL = 140
+LABEL_MOST, LETTER = 280, 6.2
+INK, DIM, EDGE, BLUE = "#22282f", "#5c6370", "#dde1e6", "#1372cb"
+_FILLS = {"loading": "#b97a00", "failed": "#b3261e", "task": "#7fb0dc", "service": "#cfe3d8", "download": "#00704f"}
 
 
 def chart(line: charts.Line, history: History, most: float) -> str:
@@ -30,10 +33,10 @@ def chart(line: charts.Line, history: History, most: float) -> str:
     for share in (0.0, 0.5, 1.0):
         at = TOP + share * down
         told = f"{most * (1 - share):g}"
-        parts.append(f'<line class="grid" x1="{LEFT}" y1="{at:g}" x2="{WIDTH - RIGHT}" y2="{at:g}"/>')
+        parts.append(f'<line class="grid" stroke="{EDGE}" x1="{LEFT}" y1="{at:g}" x2="{WIDTH - RIGHT}" y2="{at:g}"/>')
         parts.append(f'<text class="axis" x="{LEFT - 6}" y="{at + 3.5:g}" text-anchor="end">{told}</text>')
     parts += _marks(history, LEFT, across, TOP, TOP + down)
-    parts.append(f'<path class="line" d="{_path(places)}"/>')
+    parts.append(f'<path class="line" fill="none" stroke="{BLUE}" d="{_path(places)}"/>')
     parts.append(_ends(history, LEFT, WIDTH - RIGHT, HEIGHT - 3))
     return "".join([*parts, "</svg>"])
 
@@ -54,34 +57,38 @@ def _path(places: Floats) -> str:
 def timeline(rows: Sequence[tuple[str, Sequence[Span]]], history: History) -> str:
     """A lane a row, a box a span, coloured by what it is; what it was shows under the pointer."""
     length = _length(history)
-    across = WIDTH - LABEL - RIGHT
+    left = min(LABEL_MOST, round(16 + LETTER * max((len(label) for label, _ in rows), default=0)))
+    across = WIDTH - left - RIGHT
     bottom = TOP + LANE * max(1, len(rows))
     height = bottom + BOTTOM + 14
     parts = [_open("loads, tasks and marks", WIDTH, height)]
-    parts += _marks(history, LABEL, across, TOP, bottom, named=True)
+    parts += _marks(history, left, across, TOP, bottom, named=True)
     for number, (label, spans) in enumerate(rows):
         at = TOP + number * LANE
-        parts.append(f'<text class="axis" x="{LABEL - 8}" y="{at + 14}" text-anchor="end">{escape(label)}</text>')
-        parts.append(f'<line class="grid" x1="{LABEL}" y1="{at + LANE}" x2="{WIDTH - RIGHT}" y2="{at + LANE}"/>')
+        parts.append(f'<text class="axis" x="{left - 8}" y="{at + 14}" text-anchor="end">{escape(label)}</text>')
+        parts.append(
+            f'<line class="grid" stroke="{EDGE}" x1="{left}" y1="{at + LANE}" x2="{WIDTH - RIGHT}" y2="{at + LANE}"/>'
+        )
         for span in spans:
-            x = LABEL + (span.start_us - history.start_us) / 1e6 / length * across
+            x = left + (span.start_us - history.start_us) / 1e6 / length * across
             wide = max(1.0, span.seconds / length * across)
             kind = f"{span.kind.value} {span.phase}"
+            fill = _FILLS.get(span.phase) or _FILLS.get(span.kind.value, DIM)
             about = " ".join(
                 filter(None, (span.kind.value, span.name, span.model, span.phase, units.duration(span.seconds)))
             )
             parts.append(
-                f'<rect class="{escape(kind)}" x="{x:.1f}" y="{at + 4}" width="{wide:.1f}" height="{LANE - 8}" rx="2">'
+                f'<rect class="{escape(kind)}" fill="{fill}" x="{x:.1f}" y="{at + 4}" width="{wide:.1f}" height="{LANE - 8}" rx="2">'
                 f"<title>{escape(about)}</title></rect>"
             )
-    parts.append(_ends(history, LABEL, WIDTH - RIGHT, bottom + 12))
+    parts.append(_ends(history, left, WIDTH - RIGHT, bottom + 12))
     return "".join([*parts, "</svg>"])
 
 
 def _open(what: str, width: int, height: int) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(what)}"><title>{escape(what)}</title>'
+        f'font-size="11" fill="{DIM}" aria-label="{escape(what)}"><title>{escape(what)}</title>'
     )
 
 
@@ -97,7 +104,9 @@ def _marks(history: History, left: int, across: int, top: int, bottom: int, *, n
         share = (mark.time.timestamp() - history.start_us / 1e6) / _length(history)
         x = left + min(1.0, max(0.0, share)) * across
         about = f"<title>{escape(mark.message)}</title>"
-        parts.append(f'<line class="mark" x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}">{about}</line>')
+        parts.append(
+            f'<line class="mark" stroke="{INK}" stroke-dasharray="2 3" x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}">{about}</line>'
+        )
         if named:
             side = "end" if share > 0.7 else "start"
             parts.append(
