@@ -20,34 +20,36 @@ record() {
   for round in $(seq 1 30); do
     {
       printf 'name: round %d\nactions:\n' "$round"
-      for model in "${@:2}"; do
+      for model in chat code translate; do
         printf '  - {id: %s, type: inference, model: %s, prompt: Question %d, max_tokens: 48}\n' "$model" "$model" "$round"
       done
     } > "round.yaml"
+    if [ "$round" = 15 ]; then quiet gswarm profiler mark "half way"; fi
     quiet gswarm queue submit round.yaml --no-wait
     sleep 3
   done
+  sleep 5
   quiet gswarm profiler stop "$1"
 }
 
 quiet gswarm up --simulate 2xH100 --no-console
 trap 'quiet gswarm down' EXIT
-for name in chat code translate; do
-  quiet gswarm model download "$name" --source simulated:60GiB
-  quiet gswarm model download "$name-int8" --source simulated:28GiB
-done
+for name in chat code translate; do quiet gswarm model download "$name" --source simulated:28GiB; done
 
-record slow chat code translate
+record slow
 say gswarm profiler analyze slow
 say gswarm profiler plot slow --out slow.svg --force
 say gswarm profiler plot slow --term --metric gpu_util_percent
 quiet gswarm profiler report slow --out slow.html --force
 quiet gswarm-tui --from slow --screenshot console.svg --size 110x30
 
-for name in $(gswarm model services --output json | python3 -c 'import json, sys; print(*(s["name"] for s in json.load(sys.stdin)))'); do
-  quiet gswarm model stop "$name" --yes
-done
-record cured chat-int8 code-int8 translate-int8
+# The cure: all three loaded for good, two of them on one device.
+services() { gswarm model services --output json | python3 -c 'import json, sys; print(*(s["name"] for s in json.load(sys.stdin)))'; }
+for name in $(services); do quiet gswarm model stop "$name" --yes; done
+quiet gswarm model serve chat --device gpu0
+quiet gswarm model serve code --device gpu1
+quiet gswarm model serve translate --device gpu0
+record cured
 say gswarm profiler analyze cured
 say gswarm profiler compare slow cured
 quiet gswarm profiler plot cured --out cured.svg --force

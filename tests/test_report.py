@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gswarm.errors import InvalidError, RefusedError
@@ -120,6 +120,7 @@ def test_an_empty_recording_has_a_page_and_a_picture_too(tmp_path: Path) -> None
         assert terminal.draw(every, past, (), 80)
 
 
+@example(EVIL, [1.0])
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=40), st.lists(st.floats(0, 100, width=32) | st.none(), min_size=1, max_size=50))
 def test_any_name_and_any_values_make_a_drawing(name: str, values: list[float | None]) -> None:
@@ -134,8 +135,8 @@ def test_any_name_and_any_values_make_a_drawing(name: str, values: list[float | 
             (one,), past = series.read(recording), history.read(recording)
     line = charts.line(one, past, "gpu_util_percent")
     odd = charts.Line(line.device, name, line.metric, line.unit, line.x, line.y, line.holds)
-    drawing = svg.chart(odd, past, charts.top([line]))
-    Page(drawing)
+    page = Page(svg.chart(odd, past, charts.top([line])))
+    assert page.tags <= {"svg", "title", "line", "text", "path"} and name in "".join(page.text)
 
 
 def test_a_long_line_keeps_its_peaks() -> None:

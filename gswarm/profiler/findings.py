@@ -19,6 +19,8 @@ STARVED_ABOVE = 0.05
 IDLE_ABOVE = 0.5
 LOADING_ABOVE = 0.10
 THROTTLED_ABOVE = 0.05
+MORE_FITS_ABOVE = 0.25
+"""Of a device's memory, free all the time while models came and went: more of them might have stayed."""
 HEAD_ROOM_BELOW = 0.05
 IMBALANCE_ABOVE = 0.25
 GAP_ABOVE_S = 5.0
@@ -54,7 +56,7 @@ def _name(device: DeviceFigures) -> str:
 
 
 def _device(device: DeviceFigures, history: History) -> Iterator[Finding]:
-    warn, name = Severity.WARNING, _name(device)
+    warn, name, free = Severity.WARNING, _name(device), _head_room(device)
     if device.starved_share is not None and device.starved_share > STARVED_ABOVE:
         text = f"{name} idle {percent(device.starved_share)} of the time while its queue had ready tasks"
         if device.loading_share > STARVED_ABOVE:
@@ -68,22 +70,28 @@ def _device(device: DeviceFigures, history: History) -> Iterator[Finding]:
         counts = Counter(span.model for span in history.of(SpanKind.SERVICE, device.id, "loading"))
         told = ", ".join(f"{model} {count}" for model, count in counts.most_common(3))
         text = f"{name} loaded models {percent(device.loading_share)} of the time: {counted(device.loads, 'load')} ({told})"
-        yield Finding(warn, device.device, text, "service", device.loading_share)
+        if device.loads > 1 and free > MORE_FITS_ABOVE:
+            text += f"; it never had less than {units.size(device.head_room_bytes)} of memory free"
+        yield Finding(warn, device.device, text, "service, memory_used_bytes", device.loading_share)
     if device.throttled_share is not None and device.throttled_share > THROTTLED_ABOVE:
         told = ", ".join(f"{t.reason} {percent(t.share)}" for t in device.throttled)
         text = f"{name} throttled {percent(device.throttled_share)} of the time: {told}"
         yield Finding(warn, device.device, text, "clock_event_reasons", device.throttled_share)
-    total = device.figures("memory_total_bytes")
-    if device.head_room_bytes is not None and total is not None and total.max and device.kind != "CPU":
-        left = device.head_room_bytes / total.max
-        if left < HEAD_ROOM_BELOW:
-            free = units.size(max(0, device.head_room_bytes))
-            text = f"{name} had {free} of {units.size(total.max)} memory free when it was fullest ({percent(left)})"
-            yield Finding(warn, device.device, text, "memory_used_bytes")
+    if 0 <= free < HEAD_ROOM_BELOW and device.kind != "CPU":
+        text = f"{name} had {units.size(device.head_room_bytes)} of memory free when it was fullest ({percent(free)})"
+        yield Finding(warn, device.device, text, "memory_used_bytes")
     yield from _half_used(device)
     if device.gaps_s > GAP_ABOVE_S:
         text = f"{name} has no samples for {units.duration(device.gaps_s)} in between; figures are of the rest"
         yield Finding(warn, device.device, text, "samples")
+
+
+def _head_room(device: DeviceFigures) -> float:
+    """The share of memory that was free when it was fullest; below 0 when that is NA."""
+    total = device.figures("memory_total_bytes")
+    if device.head_room_bytes is None or total is None or not total.max:
+        return -1.0
+    return max(0.0, device.head_room_bytes / total.max)
 
 
 def _half_used(device: DeviceFigures) -> Iterator[Finding]:
