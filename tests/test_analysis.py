@@ -17,8 +17,8 @@ from gswarm.cluster.types import Severity
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.model.types import ServicePhase
 from gswarm.profiler import analysis, history, series
-from gswarm.profiler.access import needs_no_host, opened
 from gswarm.profiler.history import SpanKind
+from gswarm.profiler.reading import needs_no_host, opened
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Column, Series
 from gswarm.profiler.types import Analysis, DeviceFigures, Session, session_sealed

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gswarm.errors import InvalidError, RefusedError
-from gswarm.profiler import access, actions, analysis, charts, history, plots, report, series, svg, terminal
+from gswarm.profiler import actions, analysis, charts, history, plots, reading, report, series, svg, terminal
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.types import Drawn
 from tests.support.recordings import Script, gpu, mark, service, task
@@ -230,7 +230,7 @@ def test_a_sealed_recordings_own_parquet_says_the_same(tmp_path: Path) -> None:
     directory = rich(tmp_path / "r").write()
     seal(directory)
     with Recording.open(directory) as recording:
-        access._export(recording, tmp_path / "x.parquet", "parquet")
+        reading._export(recording, tmp_path / "x.parquet", "parquet")
     sealed, ours = pq.read_table(directory / SEGMENT), pq.read_table(tmp_path / "x.parquet")
     for name in ours.column_names:
         assert sealed.schema.field(name).type == ours.schema.field(name).type

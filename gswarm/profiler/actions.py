@@ -13,7 +13,7 @@ from gswarm.profiler.types import Analysis, Comparison, Drawn, Exported, Session
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
 
-_OFFLINE = "gswarm.profiler.access:needs_no_host"
+_OFFLINE = "gswarm.profiler.reading:needs_no_host"
 
 
 @action("profiler", "start", key="n", effect="records metrics and everything that happens")
@@ -125,7 +125,7 @@ async def export(
         gswarm profiler export run-42 --format csv
         gswarm profiler export run-42 --format perfetto --out run-42.json
     """
-    from gswarm.profiler.access import export as write
+    from gswarm.profiler.reading import export as write
 
     return await write(swarm, name, format, out, force=force)
 
@@ -143,7 +143,7 @@ async def analyze(
         gswarm profiler analyze run-42
         gswarm profiler analyze ./run-42 --output json
     """
-    from gswarm.profiler.access import analyse
+    from gswarm.profiler.reading import analyse
 
     return await analyse(swarm, name)
 
@@ -166,7 +166,7 @@ async def compare(
         gswarm profiler compare before after
         gswarm profiler compare ./before ./after --metric power_mw
     """
-    from gswarm.profiler.access import compare as work
+    from gswarm.profiler.reading import compare as work
 
     return await work(swarm, a, b, metrics=metric, confidence=confidence, seed=seed)
 
@@ -190,7 +190,7 @@ async def plot(
         gswarm profiler plot run-42 --out run-42.png --metric power_mw
         gswarm profiler plot run-42 --term
     """
-    from gswarm.profiler.access import plot as draw
+    from gswarm.profiler.reading import plot as draw
 
     return await draw(swarm, name, metrics=metric, devices=device, out=out, term=term, force=force)
 
@@ -208,6 +208,6 @@ async def report(
     Examples:
         gswarm profiler report run-42 --out report.html
     """
-    from gswarm.profiler.access import report as write
+    from gswarm.profiler.reading import report as write
 
     return await write(swarm, name, out, force=force)
