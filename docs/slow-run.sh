@@ -38,8 +38,8 @@ for name in chat code translate; do quiet gswarm model download "$name" --source
 
 record slow
 say gswarm profiler analyze slow
-say gswarm profiler plot slow --out slow.svg --force
-say gswarm profiler plot slow --term --metric gpu_util_percent
+say gswarm profiler plot slow --out slow.svg --device gpu0 --device gpu1 --metric gpu_util_percent
+say env COLUMNS=80 gswarm profiler plot slow --term --metric gpu_util_percent --device gpu0 --device gpu1
 quiet gswarm profiler report slow --out slow.html --force
 quiet gswarm-tui --from slow --screenshot console.svg --size 110x30
 
@@ -52,7 +52,7 @@ quiet gswarm model serve translate --device gpu0
 record cured
 say gswarm profiler analyze cured
 say gswarm profiler compare slow cured
-quiet gswarm profiler plot cured --out cured.svg --force
+quiet gswarm profiler plot cured --out cured.svg --device gpu0 --device gpu1 --metric gpu_util_percent
 
 if [ -z "${1:-}" ]; then
   cp slow.svg "$here/slow-run.svg"

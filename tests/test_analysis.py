@@ -23,6 +23,7 @@ from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Column, Series
 from gswarm.profiler.types import Analysis, DeviceFigures, Session, session_sealed
 from gswarm.queue.types import Workflow, workflow_done
+from gswarm.v1 import common_pb2
 from tests.support.cluster import cluster, seen
 from tests.support.processes import BIN
 from tests.support.recordings import COLUMNS, Script, Values, at, gpu, lane, mark, service, task, us
@@ -194,6 +195,10 @@ def test_loads_head_room_errors_and_failures_are_found(tmp_path: Path) -> None:
     full: Values = {**BUSY, "memory_used_bytes": 79 << 30, "sm_active_percent": 20.0}
     for second in range(100):
         script.tick(second, schema, [{**full, "ecc_uncorrected_volatile": 3 if second < 50 else 5}, IDLE])
+    for number in (1, 2):
+        event = mark(number, 5 * number, "GPU-n1-1 does not answer")
+        event.type, event.subject, event.severity = "device.lost", G1, common_pb2.SEVERITY_ERROR
+        script.state(5 * number, event)
     script.state(10, service("s", "loading", G0))
     script.state(30, service("s", "ready", G0))
     script.state(60, task(1, "running", device=G0, ready=59, started=60))
@@ -204,6 +209,7 @@ def test_loads_head_room_errors_and_failures_are_found(tmp_path: Path) -> None:
     assert "n1:gpu0 had 1.0G of memory free when it was fullest (1 %)" in told
     assert "n1:gpu0 had 2 uncorrected memory errors, the first at" in told
     assert "n1:gpu0 was busy 80 % on average, but its SMs were active 20 %" in told
+    assert "device.lost: GPU-n1-1 does not answer (2 times)" in told
     assert "1 of 1 attempts with m did not end well" in told
     assert "n1 is uneven by 100 %: n1:gpu0 was at 80 % on average, n1:gpu1 at 0 %" in told
     assert found.findings[0].severity is Severity.ERROR

@@ -95,6 +95,21 @@ def test_noise_is_called_a_change_no_oftener_than_promised(count: int, memory: f
     assert false <= 16
 
 
+@pytest.mark.parametrize("length", [5, 30])
+def test_bursts_that_come_by_chance_are_no_change_either(length: int) -> None:
+    """Busy or idle, each for a while: what devices really do, and nothing like a normal distribution."""
+    generator, false, tries = np.random.default_rng(5), 0, 150
+
+    def bursts() -> Floats:
+        turns = np.cumsum(generator.random(400) < 1 / length) + generator.integers(2)
+        return np.asarray((turns % 2) * 100.0, np.float64)
+
+    for _ in range(tries):
+        pair = comparison._pair("d", "device", "m", "", *((bursts(), np.ones(400)) for _ in range(2)))  # type: ignore[arg-type]
+        false += comparison._change(pair, 0.95, generator).verdict in (Verdict.MORE, Verdict.LESS)
+    assert false <= 13
+
+
 def test_blocks_are_as_long_as_samples_hang_together() -> None:
     generator = np.random.default_rng(5)
     lengths = [block_length(wander(generator, 2000, memory)) for memory in (0.0, 0.5, 0.9, 0.97)]
@@ -129,13 +144,15 @@ def test_quantiles_of_t_are_those_of_the_tables(share: float, freedom: float, va
     assert t_quantile(share, freedom) == pytest.approx(value, rel=0.001)
 
 
-@given(st.lists(st.floats(-1e6, 1e6), max_size=80), st.integers(0, 5))
+@given(st.lists(st.floats(-2e19, 2e19), max_size=80), st.integers(0, 5))
 def test_any_series_has_blocks_and_an_error(values: list[float], seed: int) -> None:
     array = np.array(values, np.float64)
     length = block_length(array)
     assert 1 <= length <= max(1, len(values))
     error = standard_error(array, np.ones(len(array)), length, np.random.default_rng(seed))
     assert error >= 0 and np.isfinite(error)
+    told = comparison.spread(array, np.ones(len(array)), np.random.default_rng(seed))
+    assert told.error >= 0 and np.isfinite(told.error) and told.pieces <= max(3.0, 1.5 * len(values))
 
 
 def test_what_is_too_short_or_na_has_no_verdict(tmp_path: Path) -> None:

@@ -55,15 +55,23 @@ def choose(
     check_metrics(metrics, series)
     chosen = list(series)
     if devices:
-        known = {history.label(one.device): one for one in series} | {one.device: one for one in series}
-        for name in devices:
-            if name not in known:
-                raise InvalidError(
-                    f"{name!r} is no device of this recording", next=near(name, known) or "", field="device"
-                )
-        chosen = [one for one in series if {one.device, history.label(one.device)} & set(devices)]
+        chosen = [one for one in series if one.device in {_device(name, series, history) for name in devices}]
     names = tuple(dict.fromkeys(metrics)) or tuple(m for m in METRICS if any(one.has(m) for one in chosen))
     return names, chosen
+
+
+def _device(name: str, series: Sequence[Series], history: History) -> str:
+    """The id of a device by id, by alias, or by what stands behind its node's name where only one node has it."""
+    aliases = {history.label(one.device): one.device for one in series}
+    for known in ({one.device for one in series} & {name}, {aliases[name]} if name in aliases else set()):
+        if known:
+            return known.pop()
+    short = [device for alias, device in aliases.items() if alias.partition(":")[2] == name]
+    if len(short) == 1:
+        return short[0]
+    meant = [alias for alias, device in aliases.items() if device in short]
+    hint = f"did you mean {' or '.join(meant)}?" if meant else near(name, aliases)
+    raise InvalidError(f"{name!r} is no device of this recording", next=hint, field="device")
 
 
 def line(one: Series, history: History, metric: str) -> Line:
@@ -112,9 +120,9 @@ def _extremes(place: np.typing.NDArray[np.int64], y: Floats) -> np.typing.NDArra
 
 def top(lines: Sequence[Line]) -> float:
     """Where a value axis ends: 100 for percentages, else a round number above all values."""
-    if lines and lines[0].unit == "%":
-        return 100.0
     most = max((float(np.nanmax(one.y)) for one in lines if not np.isnan(one.y).all()), default=1.0)
+    if most <= 100 and any(one.unit == "%" for one in lines):
+        return 100.0
     if most <= 0:
         return 1.0
     step = 10.0 ** np.floor(np.log10(most))

@@ -10,6 +10,7 @@ from statistics import NormalDist
 import numpy as np
 
 from gswarm.profiler.analysis import gauges, idle, mean, throttles
+from gswarm.profiler.charts import label
 from gswarm.profiler.history import History, SpanKind
 from gswarm.profiler.series import Floats, Series
 from gswarm.profiler.types import Change, Comparison, Verdict
@@ -92,7 +93,7 @@ def _device_pairs(a: Recorded, b: Recorded, metrics: Sequence[str]) -> Iterator[
             _, others, other_weights = theirs[metric]
             if not np.isnan(values).all() or not np.isnan(others).all():
                 yield _pair(
-                    a.history.label(left.device), "device", metric, unit, (values, weights), (others, other_weights)
+                    label(a.history, left.device), "device", metric, unit, (values, weights), (others, other_weights)
                 )
 
 
@@ -206,10 +207,17 @@ def spread(values: Floats, weights: Floats, generator: np.random.Generator) -> S
     count = len(values)
     if count < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return Spread(0.0, count)  # one value all the time; its sums differ in their last bits
-    length = max(1, min(2 * block_length(values), math.ceil(count / 5)))
-    resampled = standard_error(values, weights, length, generator) / math.sqrt(1 - length / count)
-    modelled, memory = _first_order(values)
-    return Spread(max(resampled, modelled), max(3.0, min(count / length, count / memory)))
+    width = float(np.ptp(values))
+    scaled = (values - values.min()) / width  # squares of very small numbers are 0
+    length = max(1, min(2 * block_length(scaled), math.ceil(count / 5)))
+    resampled = width * standard_error(scaled, weights, length, generator) / math.sqrt(1 - length / count)
+    modelled, memory = _first_order(scaled)
+    modelled *= width
+    if modelled >= resampled:
+        return Spread(modelled, max(3.0, count / memory))
+    # Blocks overlap, so they say as much as half again as many apart (Priestley, "Spectral analysis and time series",
+    # 1981, of the Bartlett window, which circular blocks amount to).
+    return Spread(resampled, max(3.0, 1.5 * count / length))
 
 
 def _first_order(values: Floats) -> tuple[float, float]:
@@ -235,8 +243,10 @@ def block_length(values: Floats) -> int:
     """
     count = len(values)
     centred = values - values.mean() if count else values
-    if count < 4 or not (spread := float(centred @ centred) / count) > 0:
+    if count < 4 or not (widest := float(np.abs(centred).max())) > 0:
         return 1
+    centred = centred / widest
+    spread = float(centred @ centred) / count
     most = min(count - 1, math.ceil(math.sqrt(count)) + max(5, round(math.log10(count))))
     covariance = np.array([float(centred[: count - lag] @ centred[lag:]) / count for lag in range(most + 1)])
     run = max(5, round(math.log10(count)))

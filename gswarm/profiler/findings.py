@@ -41,6 +41,7 @@ def find(
         *(finding for node in nodes for finding in _node(node, devices)),
         *(finding for one in series for finding in _errors(one, history)),
         *(finding for model in models for finding in _model(model)),
+        *_events(history),
     ]
     order = [Severity.ERROR, Severity.WARNING, Severity.INFO]
     return tuple(sorted(found, key=lambda f: (order.index(f.severity), -(f.share or 0.0), f.subject)))
@@ -131,6 +132,17 @@ def _errors(one: Series, history: History) -> Iterator[Finding]:
         name = history.label(one.device)
         text = f"{name} had {counted(count, 'uncorrected memory error')}, the first at {units.clock(first)}"
         yield Finding(Severity.ERROR, name, text, "ecc_uncorrected_volatile")
+
+
+def _events(history: History) -> Iterator[Finding]:
+    """What the host itself called an error while it was recorded."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for event in history.events:
+        if event.severity is Severity.ERROR:
+            told.setdefault((event.type, event.subject), []).append(event.message)
+    for (kind, subject), messages in told.items():
+        again = f" ({len(messages)} times)" if len(messages) > 1 else ""
+        yield Finding(Severity.ERROR, subject, f"{kind}: {messages[0]}{again}", "event")
 
 
 def _model(model: ModelFigures) -> Iterator[Finding]:

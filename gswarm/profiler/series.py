@@ -144,15 +144,19 @@ class _Block:
                         known[:, row],
                         column.unit,
                         _counts(column),
-                        column.type == profiler_pb2.COLUMN_TYPE_MASK_U64 or name.endswith("_reasons"),
+                        _is_mask(column),
                     )
                     for name, column, values, known in columns
                 },
             )
 
 
+def _is_mask(column: profiler_pb2.MetricColumn) -> bool:
+    return column.type == profiler_pb2.COLUMN_TYPE_MASK_U64 or column.name.endswith("_reasons")
+
+
 def _counts(column: profiler_pb2.MetricColumn) -> bool:
-    if column.type != profiler_pb2.COLUMN_TYPE_COUNTER_U64:
+    if column.type != profiler_pb2.COLUMN_TYPE_COUNTER_U64 or _is_mask(column):
         return False
     # Bytes held travel as u64 too; what this version does not know of goes by its unit.
     return is_counter(column.name) if column.name in BY_NAME else not column.name.endswith("_bytes")

@@ -119,7 +119,7 @@ def _means(devices: Sequence[DeviceFigures]) -> Table:
         memory, power, heat = _of(d, "memory_used_bytes"), _of(d, "power_mw"), _of(d, "temperature_c")
         rows.append(
             (
-                d.device,
+                f"{d.device}{' SIM' if d.kind == 'SIM' else ''}",
                 *(units.size(value) for value in (memory.mean, memory.max, d.head_room_bytes)),
                 *(_watts(value) for value in (power.mean, power.p95, power.max)),
                 units.NA if heat.max is None else f"{heat.max:.0f}°C",
