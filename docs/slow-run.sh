@@ -41,7 +41,7 @@ say gswarm profiler analyze slow
 say gswarm profiler plot slow --out slow.svg --device gpu0 --device gpu1 --metric gpu_util_percent
 say env COLUMNS=80 gswarm profiler plot slow --term --metric gpu_util_percent --device gpu0 --device gpu1
 quiet gswarm profiler report slow --out slow.html --force
-quiet gswarm-tui --from slow --screenshot console.svg --size 110x30
+quiet env -u NO_COLOR gswarm-tui --from slow --screenshot console.svg --size 110x20 --keys right,right,right,right
 
 # The cure: all three loaded for good, two of them on one device.
 services() { gswarm model services --output json | python3 -c 'import json, sys; print(*(s["name"] for s in json.load(sys.stdin)))'; }

@@ -232,3 +232,12 @@ def test_the_command_line_that_the_console_echoes_does_the_same(
     action = find("model serve")
     given = parse(commands, action.cli_line(values))
     assert action.bind({p.name: given[p.name] for p in action.parameters}) == action.bind(values)
+
+
+@pytest.mark.parametrize("page", ["slow-run.md", "recordings.md"])
+def test_every_command_line_of_a_page_parses(commands: dict[str, Any], page: str) -> None:
+    text = (Path(__file__).parent.parent / "docs" / page).read_text()
+    lines = re.findall(r"^\$ gswarm (?:--\w+ \S+ )*([a-z].*?)(?: +[#>].*)?$", text, re.MULTILINE)
+    assert len(lines) > 5
+    for line in lines:
+        parse(commands, f"gswarm {line}")

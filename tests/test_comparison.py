@@ -161,6 +161,9 @@ def test_what_is_too_short_or_na_has_no_verdict(tmp_path: Path) -> None:
     told = row(comparison.compare(long, ramp), "gpu_util_percent")
     assert (told.verdict, told.low, told.high) == (Verdict.UNKNOWN, None, None) and "too short" in told.detail
     assert told.a == 50 and told.b is not None
+    climb = recorded(tmp_path, np.linspace(0, 100, 200), name="climb")  # many samples, but one story
+    told = row(comparison.compare(long, climb), "gpu_util_percent")
+    assert told.verdict is Verdict.UNKNOWN and "too short" in told.detail
     nothing = recorded(tmp_path, np.full(200, np.nan), name="nothing")
     gone = row(comparison.compare(long, nothing), "gpu_util_percent")
     assert (gone.verdict, gone.b, gone.detail) == (Verdict.UNKNOWN, None, "NA in the second")

@@ -29,7 +29,8 @@ METRICS = (
 RESAMPLES = 1000
 LEAST_SAMPLES = 20
 LEAST_RUNS = 5
-"""So many of either there must be for a word about noise."""
+LEAST_PIECES = 5
+"""So many samples, tasks, and stretches that know nothing of each other there must be for a word about noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +173,14 @@ def _change(pair: _Pair, level: float, generator: np.random.Generator) -> Change
             pair.subject, pair.kind, pair.metric, pair.unit, a, b, None, None, None, Verdict.UNKNOWN, f"NA in {where}"
         )
     difference = b - a
-    if min(len(pair.a), len(pair.b)) < pair.least:
+    spreads = [
+        spread(values, weights, generator) for values, weights in ((pair.a, pair.a_weights), (pair.b, pair.b_weights))
+    ]
+    if min(len(pair.a), len(pair.b)) < pair.least or min(one.pieces for one in spreads) < LEAST_PIECES:
         why = "too short to tell from noise"
         return Change(
             pair.subject, pair.kind, pair.metric, pair.unit, a, b, difference, None, None, Verdict.UNKNOWN, why
         )
-    spreads = [
-        spread(values, weights, generator) for values, weights in ((pair.a, pair.a_weights), (pair.b, pair.b_weights))
-    ]
     wide = t_quantile(0.5 + level / 2, _freedom(spreads)) * math.hypot(*(one.error for one in spreads))
     low, high = difference - wide, difference + wide
     # A mean of equal numbers may differ in its last bit.
