@@ -186,6 +186,7 @@ def test_models_are_compared_by_their_runs_and_loads(tmp_path: Path) -> None:
     a = recorded(tmp_path, np.full(200, 50.0), name="a", more=runs(1))
     b = recorded(tmp_path, np.full(200, 50.0), name="b", more=runs(3))
     found = comparison.compare(a, b)
+    assert all(c.kind == "device" for c in comparison.compare(a, b, metrics=["power_mw"]).changes)
     ran = row(found, "run_s", "m")
     assert ran.kind == "model" and ran.verdict is Verdict.MORE and ran.difference == pytest.approx(2, abs=0.2)
     assert row(found, "wait_s", "m").verdict is Verdict.SAME

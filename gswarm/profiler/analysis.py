@@ -136,6 +136,8 @@ def gauges(one: Series) -> Iterator[tuple[str, str, Floats]]:
         if column.is_mask:
             continue
         if column.is_counter:
+            if f"{name}_per_s" in one.columns:
+                continue  # the device gives the rate itself
             yield f"{name}_per_s", f"{column.unit}/s", rates(one, column)
         else:
             yield name, column.unit, column.numbers()

@@ -15,7 +15,7 @@ from gswarm.profiler.series import HOLDS, Floats, Series, check_metrics
 
 METRICS = ("gpu_util_percent", "memory_used_bytes", "power_mw", "temperature_c")
 """What is drawn unless something else is asked for, where it was recorded."""
-_SCALES = {"B": (2**30, "GiB"), "mW": (1e3, "W"), "mJ": (1e3, "J"), "mJ/s": (1e3, "W")}
+_SCALES = {"B": (2**30, "GiB"), "mW": (1e3, "W"), "mJ": (1e3, "J"), "mJ/s": (1e3, "W"), "B/s": (2**20, "MiB/s")}
 _WORDS = {
     "gpu_util_percent": "utilisation",
     "memory_used_bytes": "memory used",

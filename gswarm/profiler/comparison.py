@@ -44,12 +44,14 @@ class Recorded:
 def compare(
     a: Recorded, b: Recorded, *, metrics: Sequence[str] = (), confidence: float = 0.95, seed: int = 0
 ) -> Comparison:
-    """Every device and model that both have, each figure with the interval that its difference lies in.
+    """Every device and model that both have, or with `metrics` these of the devices.
+
+    Each figure comes with the interval that its difference lies in.
 
     With so many figures some would stand out by chance: the chance that any verdict is noise is kept to
     1 - `confidence` in all, each interval being made wider for that (Bonferroni).
     """
-    pairs = [*_device_pairs(a, b, metrics), *_model_pairs(a.history, b.history)]
+    pairs = [*_device_pairs(a, b, metrics), *(() if metrics else _model_pairs(a.history, b.history))]
     asked = sum(len(pair.a) > 0 and len(pair.b) > 0 for pair in pairs)
     level = 1 - (1 - confidence) / max(1, asked)
     generator = np.random.default_rng(seed)

@@ -120,12 +120,13 @@ class _Block:
 
     def series(self) -> Iterator[Series]:
         devices = len(self.schema.device_ids)
-        width = {slot: sum(_TYPES[c.type][0] == slot for c in self.schema.columns) for slot in _NA}
+        known_types = [c for c in self.schema.columns if c.type in _TYPES]  # others are of a newer agent
+        width = {slot: sum(_TYPES[c.type][0] == slot for c in known_types) for slot in _NA}
         arrays = {slot: _unpacked(self.packed[slot], slot, devices, width[slot]) for slot in _NA}
         times = np.array(self.times, np.int64)
         place = dict.fromkeys(_NA, 0)
         columns: list[tuple[str, profiler_pb2.MetricColumn, npt.NDArray[Any], npt.NDArray[np.bool_]]] = []
-        for column in self.schema.columns:
+        for column in known_types:
             slot = _TYPES[column.type][0]
             values = arrays[slot][:, :, place[slot]]
             place[slot] += 1
