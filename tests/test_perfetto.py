@@ -100,6 +100,8 @@ def rich(directory: Path) -> Script:
     script.state(3, service("s", "ready", G0))
     script.state(4, task(1, "running", device=G0, ready=1, started=4), task(2, "running", device=G0, started=4))
     script.state(7, task(1, "done", device=G0, ready=1, started=4, finished=7, tokens=9))
+    script.state(2, mark(2, 2, "epoch 1", "begin"))
+    script.state(6, mark(3, 6, "epoch 1", "end", cause="2"), mark(4, 6, "epoch 2", "begin"))
     script.state(9, task(3, "running", device=G0, started=9))
     return script
 
@@ -125,6 +127,8 @@ def test_a_trace_is_as_the_format_wants_it_and_holds_the_recording(tmp_path: Pat
     assert (ran["ts"], ran["dur"], ran["args"]["wait_s"], ran["args"]["tokens"]) == (4_000_000, 3_000_000, 3.0, 9)
     assert of(found, ph="X", name="task 2")[0]["tid"] != ran["tid"]  # at the same time: a row of its own
     assert of(found, ph="X", name="task 3")[0]["args"]["went_on"] is True
+    epochs = [(e["name"], e["ts"], e["dur"], "went_on" in e["args"]) for e in of(found, ph="X", cat="mark")]
+    assert epochs == [("epoch 1", 2_000_000, 4_000_000, False), ("epoch 2", 6_000_000, 13_000_000, True)]
 
 
 def test_a_counter_that_is_not_known_says_so_beside_it(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from gswarm.v1 import cluster_pb2
 if TYPE_CHECKING:
     from gswarm.profiler.recording import Recording
 
-MARK = "profiler.mark"
+MARK, BEGIN, END = "profiler.mark", "profiler.begin", "profiler.end"
+"""Types of marks: a moment, and the two ends of a span; an end names its begin's event as its cause."""
 
 
 class SpanKind(Enum):
@@ -34,6 +35,8 @@ class SpanKind(Enum):
     """A service in one phase."""
     DOWNLOAD = "download"
     """A model on its way to a node."""
+    MARK = "mark"
+    """What a person named, from begin to end."""
     UNKNOWN = "NA"
     """A metric without a value."""
 
@@ -141,9 +144,9 @@ def read(recording: Recording) -> History:
         end,
         float(recording.manifest.get("interval_s") or 1.0),
         walk.devices,
-        walk.spans(end),
+        tuple(sorted([*walk.spans(end), *_marked(events, end)], key=lambda span: (span.start_us, span.name))),
         walk.waiting(),
-        tuple(event for event in events if event.type.startswith(MARK)),
+        tuple(event for event in events if event.type == MARK),
         events,
         recording.damage,
         tuple(lost),
@@ -155,6 +158,16 @@ def _changes(recording: Recording) -> Iterator[tuple[Record, int, bytes]]:
     for frame in recording._frames:
         if frame.kind in (Record.BATCH, Record.LIST, Record.GAP):
             yield frame.kind, frame.time_us, recording._payload(frame)
+
+
+def _marked(events: tuple[Event, ...], end_us: int) -> Iterator[Span]:
+    """Marks with a begin and an end; one whose end is not there went on."""
+    ends = {event.cause: event for event in events if event.type == END}
+    for event in events:
+        if event.type == BEGIN:
+            over = ends.get(event.id)
+            until = _us(over.time) if over is not None else end_us
+            yield Span(SpanKind.MARK, event.message, "", _us(event.time), until, is_open=over is None)
 
 
 def _us(moment: datetime | None) -> int:
@@ -263,9 +276,9 @@ class _Walk:
                 steps.append((now, count))
 
     def spans(self, end_us: int) -> tuple[Span, ...]:
-        """All of them by start; those still open end with the recording."""
+        """All of them; those still open end with the recording."""
         still = [replace(span, end_us=max(span.start_us, end_us), is_open=True) for span in self._open.values()]
-        return tuple(sorted([*self._closed, *still], key=lambda span: (span.start_us, span.name)))
+        return (*self._closed, *still)
 
     def waiting(self) -> dict[str, Waiting]:
         """By device id."""

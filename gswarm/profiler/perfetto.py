@@ -51,6 +51,7 @@ def events(series: Sequence[Series], history: History) -> Iterator[Event]:
     rows = _Rows()
     for one in series:
         yield from _slices(one, history, processes[one.node], rows)
+    yield from _row(CLUSTER, "marks", history.of(SpanKind.MARK), history, rows)
     downloads = history.of(SpanKind.DOWNLOAD)
     for node, pid in processes.items():
         yield from _row(pid, "downloads", [s for s in downloads if s.node == node], history, rows)

@@ -92,13 +92,19 @@ def _lanes(place: Axes, series: Sequence[Series], history: History) -> None:
 
 
 def _marks(place: Axes, history: History, *, is_first: bool) -> None:
+    """Moments as dotted lines, spans as bands."""
+    named: list[tuple[float, str]] = []
     for mark in history.marks:
-        if mark.time is None:
-            continue
-        at = mark.time.timestamp() - history.start_us / 1e6
-        place.axvline(at, color=INK, linewidth=0.8, linestyle=":")
-        if is_first:
-            place.annotate(
-                mark.message, (at, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                fontsize=8, va="top", clip_on=True,
-            )  # fmt: skip
+        if mark.time is not None:
+            at = mark.time.timestamp() - history.start_us / 1e6
+            place.axvline(at, color=INK, linewidth=0.8, linestyle=":")
+            named.append((at, mark.message))
+    for number, span in enumerate(history.of(SpanKind.MARK)):
+        at = (span.start_us - history.start_us) / 1e6
+        place.axvspan(at, at + span.seconds, color=INK, alpha=0.04 + 0.04 * (number % 2), linewidth=0)
+        named.append((at, span.name))
+    for at, text in named if is_first else ():
+        place.annotate(
+            text, (at, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
+            fontsize=8, va="top", clip_on=True,
+        )  # fmt: skip

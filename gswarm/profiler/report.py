@@ -36,6 +36,7 @@ svg{display:block;width:100%;height:auto}svg text{font:11px system-ui,sans-serif
 .grid{stroke:var(--edge);stroke-width:1}line.mark{stroke:var(--ink);stroke-dasharray:2 3}svg text.mark{fill:var(--ink)}
 rect.task{fill:var(--run)}rect.task.failed,rect.service.failed{fill:var(--red)}
 rect.service{fill:var(--ready)}rect.service.loading{fill:var(--amber)}rect.download{fill:var(--green)}
+rect.mark{fill:var(--edge);stroke:var(--dim)}
 """
 
 
@@ -100,6 +101,8 @@ def _timeline(series: Sequence[Series], history: History) -> Iterator[str]:
             rows.append((f"{name} models", services))
         if tasks := history.of(SpanKind.TASK, one.device):
             rows.append((f"{name} tasks", tasks))
+    if marked := history.of(SpanKind.MARK):
+        rows.append(("marks", marked))
     if downloads := history.of(SpanKind.DOWNLOAD):
         rows.append(("downloads", downloads))
     if not rows and not history.marks:

@@ -19,7 +19,14 @@ POINTS = 360
 LANE = 22
 LABEL_MOST, LETTER = 280, 6.2
 INK, DIM, EDGE, BLUE = "#22282f", "#5c6370", "#dde1e6", "#1372cb"
-_FILLS = {"loading": "#b97a00", "failed": "#b3261e", "task": "#7fb0dc", "service": "#cfe3d8", "download": "#00704f"}
+_FILLS = {
+    "loading": "#b97a00",
+    "failed": "#b3261e",
+    "task": "#7fb0dc",
+    "service": "#cfe3d8",
+    "download": "#00704f",
+    "mark": EDGE,
+}
 
 
 def chart(line: charts.Line, history: History, most: float) -> str:

@@ -166,8 +166,8 @@ def service(name: str, phase: str, device: str, model: str = "m", node: str = "n
     )
 
 
-def mark(number: int, seconds: float, text: str) -> common_pb2.Event:
-    """A mark as the host logs it."""
-    made = common_pb2.Event(id=str(number), type="profiler.mark", message=text)
+def mark(number: int, seconds: float, text: str, kind: str = "mark", *, cause: str = "") -> common_pb2.Event:
+    """A mark as the host logs it: a moment, or "begin" and "end" of something, the end caused by its begin."""
+    made = common_pb2.Event(id=str(number), type=f"profiler.{kind}", message=text, cause=cause)
     made.time.FromDatetime(at(seconds))
     return made
