@@ -26,7 +26,7 @@ from gswarm.queue.types import Workflow, workflow_done
 from gswarm.v1 import common_pb2
 from tests.support.cluster import cluster, seen
 from tests.support.processes import BIN
-from tests.support.recordings import COLUMNS, Script, Values, at, gpu, lane, mark, service, task, us
+from tests.support.scripted import COLUMNS, Script, Values, at, gpu, lane, mark, service, task, us
 
 G0, G1 = "GPU-n1-0", "GPU-n1-1"
 BUSY: Values = {

@@ -14,7 +14,7 @@ from gswarm.profiler import comparison, history, series
 from gswarm.profiler.comparison import Recorded, block_length, standard_error, t_quantile
 from gswarm.profiler.series import Floats
 from gswarm.profiler.types import Change, Comparison, Verdict
-from tests.support.recordings import Script, gpu, service, task
+from tests.support.scripted import Script, gpu, service, task
 
 G0 = "GPU-n1-0"
 

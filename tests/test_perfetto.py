@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gswarm.profiler import history, perfetto, series
 from gswarm.profiler.history import History, Span, SpanKind
-from tests.support.recordings import Script, gpu, lane, mark, service, task
+from tests.support.scripted import Script, gpu, lane, mark, service, task
 
 G0, G1 = "GPU-n1-0", "SIM-n1-1"
 WHEN = {"type": "number", "minimum": 0}

@@ -18,7 +18,7 @@ from gswarm.errors import InvalidError, RefusedError
 from gswarm.profiler import actions, analysis, charts, history, plots, reading, report, series, svg, terminal
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.types import Drawn
-from tests.support.recordings import Script, gpu, mark, service, task
+from tests.support.scripted import Script, gpu, mark, service, task
 
 G0, G1 = "GPU-n1-0", "SIM-n1-1"
 EVIL = '<script>alert("&")</script>$x$'

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from gswarm.host.samples import NA_I32, NA_U64
 from gswarm.kinds import BY_MESSAGE, key_of
-from gswarm.profiler.journal import FORMAT, Record, Writer, frame
+from gswarm.profiler.journal import Record, frame
 from gswarm.profiler.recording import Recording
 from gswarm.v1 import cluster_pb2, common_pb2, models_pb2, profiler_pb2, queue_pb2
 
@@ -109,11 +109,10 @@ class Script:
 
     def write(self) -> Path:
         """The directory, ready to be opened."""
-        body = {"format": FORMAT, "name": self.name, "interval_s": self.interval_s, "nodes": []}
+        body = {"format": 1, "name": self.name, "interval_s": self.interval_s, "nodes": []}
         (self.directory / "manifest.json").write_text(json.dumps(body))
-        writer = Writer(self.directory / "journal")
-        writer.append(b"".join(record for _, record in sorted(self._records, key=lambda one: one[0])))
-        writer.close()
+        records = sorted(self._records, key=lambda one: one[0])
+        (self.directory / "journal").write_bytes(b"".join(record for _, record in records))
         return self.directory
 
     def open(self) -> Recording:
