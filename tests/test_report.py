@@ -225,13 +225,14 @@ async def test_every_export_says_the_same(tmp_path: Path) -> None:
 
 
 def test_a_sealed_recordings_own_parquet_says_the_same(tmp_path: Path) -> None:
-    from gswarm.profiler.seal import SEGMENT, seal
+    from gswarm.profiler.seal import seal
 
     directory = rich(tmp_path / "r").write()
     seal(directory)
     with Recording.open(directory) as recording:
         reading._export(recording, tmp_path / "x.parquet", "parquet")
-    sealed, ours = pq.read_table(directory / SEGMENT), pq.read_table(tmp_path / "x.parquet")
+    (segment,) = directory.glob("metrics-*.parquet")
+    sealed, ours = pq.read_table(segment), pq.read_table(tmp_path / "x.parquet")
     for name in ours.column_names:
         assert sealed.schema.field(name).type == ours.schema.field(name).type
         assert sealed[name].to_pylist() == ours[name].to_pylist()
