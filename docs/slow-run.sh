@@ -4,7 +4,8 @@
 # without a directory it draws the page's pictures anew.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-work=${1:-$(mktemp -d)}
+kept=${1:-}
+work=${kept:-$(mktemp -d)}
 mkdir -p "$work" && cd "$work" && work=$PWD
 export PATH="$here/../.venv/bin:$PATH" NO_COLOR=1
 # A swarm of its own, beside the one that may run on this machine.
@@ -33,7 +34,7 @@ record() {
 }
 
 quiet gswarm up --simulate 2xH100 --no-console
-trap 'quiet gswarm down' EXIT
+trap 'quiet gswarm down; [ -n "$kept" ] || rm -rf "$work"' EXIT
 for name in chat code translate; do quiet gswarm model download "$name" --source simulated:28GiB; done
 
 record slow
@@ -54,7 +55,7 @@ say gswarm profiler analyze cured
 say gswarm profiler compare slow cured
 quiet gswarm profiler plot cured --out cured.svg --device gpu0 --device gpu1 --metric gpu_util_percent
 
-if [ -z "${1:-}" ]; then
+if [ -z "$kept" ]; then
   cp slow.svg "$here/slow-run.svg"
   cp cured.svg "$here/slow-run-cured.svg"
   cp console.svg "$here/slow-run-console.svg"
