@@ -149,8 +149,13 @@ def test_throttling_is_named_and_counted(tmp_path: Path) -> None:
         script.tick(second, schema, [{**BUSY, "clock_event_reasons": reasons}])
     found = one(script)
     assert found.throttled_share == pytest.approx(0.4)
-    assert {t.reason: round(t.share, 2) for t in found.throttled} == {"power cap": 0.4, "hardware thermal": 0.1}
-    assert "n1:gpu0 throttled 40 % of the time: power cap 40 %, hardware thermal 10 %" in texts(analysed(script))
+    assert {t.reason: round(t.share, 2) for t in found.throttled} == {
+        "power cap": 0.4,
+        "hardware thermal slowdown": 0.1,
+    }
+    assert "n1:gpu0 throttled 40 % of the time: power cap 40 %, hardware thermal slowdown 10 %" in texts(
+        analysed(script)
+    )
 
 
 @pytest.mark.parametrize("column", ["clock_event_reasons", "gpu_util_percent", "power_mw", "memory_used_bytes"])

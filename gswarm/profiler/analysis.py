@@ -18,8 +18,8 @@ IDLE_BELOW_PERCENT = 5.0
 THROTTLES = {
     0x4: "power cap",
     0x8: "hardware slowdown",
-    0x20: "software thermal",
-    0x40: "hardware thermal",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
 """The bits of nvmlClocksEventReasons that hold clocks down against the wish of who uses the device. Idle (0x1), clocks

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gswarm.errors import InvalidError
+from gswarm.host.samples import _NUMPY as SLOTS
 from gswarm.host.samples import NA_I32, NA_U64
 from gswarm.names import near
 from gswarm.profiler.metrics import BY_NAME, is_counter
@@ -24,12 +25,6 @@ Times = npt.NDArray[np.int64]
 
 HOLDS = 3.0
 """A sample stands for the time to the next one, but for no more than this many of its neighbours' intervals."""
-_TYPES = {
-    profiler_pb2.COLUMN_TYPE_GAUGE_F32: ("f32", np.dtype("<f4")),
-    profiler_pb2.COLUMN_TYPE_GAUGE_I32: ("i32", np.dtype("<i4")),
-    profiler_pb2.COLUMN_TYPE_COUNTER_U64: ("u64", np.dtype("<u8")),
-    profiler_pb2.COLUMN_TYPE_MASK_U64: ("u64", np.dtype("<u8")),
-}
 _NA: dict[str, Any] = {"f32": np.float32("nan"), "i32": np.int32(NA_I32), "u64": np.uint64(NA_U64)}
 
 
@@ -120,14 +115,14 @@ class _Block:
 
     def series(self) -> Iterator[Series]:
         devices = len(self.schema.device_ids)
-        known_types = [c for c in self.schema.columns if c.type in _TYPES]  # others are of a newer agent
-        width = {slot: sum(_TYPES[c.type][0] == slot for c in known_types) for slot in _NA}
+        known_types = [c for c in self.schema.columns if c.type in SLOTS]  # others are of a newer agent
+        width = {slot: sum(SLOTS[c.type][0] == slot for c in known_types) for slot in _NA}
         arrays = {slot: _unpacked(self.packed[slot], slot, devices, width[slot]) for slot in _NA}
         times = np.array(self.times, np.int64)
         place = dict.fromkeys(_NA, 0)
         columns: list[tuple[str, profiler_pb2.MetricColumn, npt.NDArray[Any], npt.NDArray[np.bool_]]] = []
         for column in known_types:
-            slot = _TYPES[column.type][0]
+            slot = SLOTS[column.type][0]
             values = arrays[slot][:, :, place[slot]]
             place[slot] += 1
             known = ~np.isnan(values) if slot == "f32" else values != _NA[slot]
