@@ -118,6 +118,8 @@ class Action:
     key: str
     face: str = ""
     """ "module:Class" that its Python method returns, made of the swarm and the parameters; empty: a plain coroutine."""
+    offline: str = ""
+    """ "module:function" that says of values whether they need no host; empty: they always do."""
     _cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -178,6 +180,13 @@ class Action:
         found: Callable[[Any, Any], Any] = getattr(importlib.import_module(module), name)
         return found
 
+    def needs_no_host(self, values: Mapping[str, object]) -> bool:
+        """Whether all that is asked for with these values lies on this machine: then there is no swarm to pass."""
+        if not self.offline:
+            return False
+        module, _, name = self.offline.partition(":")
+        return bool(getattr(importlib.import_module(module), name)(values))
+
     def bind(self, values: Mapping[str, object]) -> dict[str, object]:
         """Checked keyword values for `values`. Raises InvalidError for unknown, missing or wrong ones."""
         from gswarm.names import near
@@ -234,6 +243,7 @@ def action(
     until: str = "",
     key: str = "",
     face: str = "",
+    offline: str = "",
 ) -> Callable[[F], F]:
     """Register an async function as an action. The function itself stays as it is."""
 
@@ -252,6 +262,7 @@ def action(
             until,
             key,
             face,
+            offline,
         )
         if made.name in _REGISTRY.setdefault(room, {}):
             raise ValueError(f"there are two actions {made.name}")

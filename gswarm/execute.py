@@ -66,6 +66,8 @@ async def _execute(action: Action, values: dict[str, object], options: Globals) 
         swarm: Any
         if options.from_ is not None:
             swarm = await _recording(action, options, stack)
+        elif action.needs_no_host(values):
+            swarm = None
         else:
             from gswarm.swarm import connect
 

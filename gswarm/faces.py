@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gswarm.data.types import Chunk
     from gswarm.model.types import Model, Placement, Service
     from gswarm.profiler.marks import Mark
-    from gswarm.profiler.types import Exported, Pulled, Sampling, Session, Topology
+    from gswarm.profiler.types import Analysis, Comparison, Drawn, Exported, Pulled, Sampling, Session, Topology
     from gswarm.queue.types import Explanation, PlanView, Priority, Task, Workflow
     from gswarm.swarm import Swarm
 
@@ -453,9 +453,14 @@ class ProfilerFace:
         await act(self._swarm, name)
 
     async def export(
-        self, name: str, *, format: Literal["csv", "json"] = "csv", out: Path | None = None, force: bool = False
+        self,
+        name: str,
+        *,
+        format: Literal["csv", "parquet", "json", "perfetto"] = "csv",
+        out: Path | None = None,
+        force: bool = False,
     ) -> Exported:
-        """Write a session's samples to a file, one row a device and moment."""
+        """Write a session's samples to a file, one row a device and moment; or all of it as a trace."""
         from gswarm.profiler.actions import export as act
 
         return await act(self._swarm, name, format=format, out=out, force=force)
@@ -477,6 +482,41 @@ class ProfilerFace:
         from gswarm.profiler.actions import sampling as act
 
         return await act(self._swarm, pcie=pcie, nvlink=nvlink, nodes=list(nodes))
+
+    async def analyze(self, name: str) -> Analysis:
+        """Say what stands out in a recording, with figures per device, node and model."""
+        from gswarm.profiler.actions import analyze as act
+
+        return await act(self._swarm, name)
+
+    async def compare(
+        self, a: str, b: str, *, metric: Sequence[str] = (), confidence: float = 0.95, seed: int = 0
+    ) -> Comparison:
+        """Compare two recordings per device and per model, and tell changes from noise."""
+        from gswarm.profiler.actions import compare as act
+
+        return await act(self._swarm, a, b, metric=list(metric), confidence=confidence, seed=seed)
+
+    async def plot(
+        self,
+        name: str,
+        *,
+        metric: Sequence[str] = (),
+        device: Sequence[str] = (),
+        out: Path | None = None,
+        term: bool = False,
+        force: bool = False,
+    ) -> Drawn:
+        """Draw a recording's metrics over time, with model loads, tasks and marks."""
+        from gswarm.profiler.actions import plot as act
+
+        return await act(self._swarm, name, metric=list(metric), device=list(device), out=out, term=term, force=force)
+
+    async def report(self, name: str, *, out: Path | None = None, force: bool = False) -> Exported:
+        """Write a recording as one HTML page that needs nothing else: findings, figures, timeline, charts."""
+        from gswarm.profiler.actions import report as act
+
+        return await act(self._swarm, name, out=out, force=force)
 
 
 class AlertFace:

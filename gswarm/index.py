@@ -39,7 +39,7 @@ Commands:
   model       store, deploy and serve models: list, info, placements, download, delete, annotate, serve, stop, services, logs
   data        share data between processes and nodes: put, get, list, info, acquire, release, delete, transfer
   queue       submit work, see the plan and why: submit, list, info, workflows, wait, plan, explain, cancel, retry, priority, history
-  profiler    record metrics and replay them: start, stop, list, info, tag, pull, recover, run, mark, delete, export, metrics, topology, sampling
+  profiler    record metrics and replay them: start, stop, list, info, tag, pull, recover, run, mark, delete, export, metrics, topology, sampling, analyze, compare, plot, report
   alert       what is wrong now, by rules: list
   scheduler   plan, check and compare batches of tasks: plan, validate, simulate, compare, generate, explain, show
   host        the central coordinator: start, stop

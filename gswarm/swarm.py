@@ -107,6 +107,8 @@ class Swarm(Faces):
         self.dry_run = False
         self.request_id = ""
         """When set, the id of the next command's requests: a retry with the same id is answered, not repeated."""
+        self.in_host = False
+        """Whether this is the host talking to itself for callers elsewhere, whose files these are not."""
         self._channel: grpc.aio.Channel | None = None
         self._calls = 0
 

@@ -212,7 +212,7 @@ def find(name: str) -> Action:
         ("model serve", {"name": "m", "device": "cpu"}, "device takes a list"),
         ("model serve", {"name": "m", "devices": ["cpu"]}, "Did you mean device"),
         ("token create", {"name": "x", "role": "root"}, "viewer, operator, agent, infer, admin"),
-        ("profiler export", {"name": "x", "format": "xml"}, "One of csv, json"),
+        ("profiler export", {"name": "x", "format": "xml"}, "One of csv, parquet, json"),
     ],
 )
 def test_wrong_values_are_refused_by_name(name: str, values: dict[str, object], told: str) -> None:
@@ -235,3 +235,12 @@ def test_the_command_line_that_the_console_echoes_does_the_same(
     action = find("model serve")
     given = parse(commands, action.cli_line(values))
     assert action.bind({p.name: given[p.name] for p in action.parameters}) == action.bind(values)
+
+
+@pytest.mark.parametrize("page", ["slow-run.md", "recordings.md"])
+def test_every_command_line_of_a_page_parses(commands: dict[str, Any], page: str) -> None:
+    text = (Path(__file__).parent.parent / "docs" / page).read_text()
+    lines = re.findall(r"^\$ gswarm (?:--\w+ \S+ )*([a-z].*?)(?: +[#>].*)?$", text, re.MULTILINE)
+    assert len(lines) > 5
+    for line in lines:
+        parse(commands, f"gswarm {line}")

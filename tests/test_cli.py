@@ -126,7 +126,16 @@ def test_a_workflow_with_a_mistake_is_refused_whole_with_its_place(here: Here) -
 
 # What is asked for comes on standard output, in three shapes of one truth.
 
-NO_DATA = ("model logs", "data get", "profiler export", "profiler pull", "queue wait")  # streams, writes files, waits
+# Streams, writes files, waits.
+NO_DATA = (
+    "model logs",
+    "data get",
+    "profiler export",
+    "profiler pull",
+    "profiler plot",
+    "profiler report",
+    "queue wait",
+)
 READS = [a for a in actions() if a.read and not a.local and a.name not in NO_DATA]
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from gswarm.profiler.journal import Record, scan
 from gswarm.profiler.recording import Recording
 from tests.support.processes import BIN, Installation, eventually, installation
 

@@ -297,6 +297,8 @@ FILE_ACTIONS: dict[str, dict[str, Any]] = {
     "data/put": {"path": "/etc/hostname"},
     "data/get": {"chunk": "x", "out": "/tmp/x"},
     "profiler/export": {"name": "x", "out": "/tmp/x"},
+    "profiler/plot": {"name": "x", "out": "/tmp/x.svg"},
+    "profiler/report": {"name": "x", "out": "/tmp/x"},
 }
 
 

@@ -45,6 +45,7 @@ async def build(host: HostContext) -> AsyncIterator[FastAPI]:
     bind = host.file.bind
     address = "127.0.0.1" if bind == "0.0.0.0" else "::1" if bind == "::" else bind
     async with Swarm(net.Endpoint(address, host.file.port, host.token)) as swarm:
+        swarm.in_host = True
         yield application(swarm, loopback=net.is_loopback(bind))
 
 

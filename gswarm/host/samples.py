@@ -16,7 +16,7 @@ NODE_LIMIT_BYTES = 16 << 20
 Listener = Callable[[str, bytes, bytes | None], None]
 """Called with node, serialised SampleTick (may be empty) and, when it is new, the serialised MetricSchema."""
 
-_NUMPY = {
+SLOTS = {
     profiler_pb2.COLUMN_TYPE_GAUGE_F32: ("f32", "<f4"),
     profiler_pb2.COLUMN_TYPE_GAUGE_I32: ("i32", "<i4"),
     profiler_pb2.COLUMN_TYPE_COUNTER_U64: ("u64", "<u8"),
@@ -168,9 +168,9 @@ def table(schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick) -> l
 
     slots: dict[str, list[tuple[str, int]]] = {"f32": [], "i32": [], "u64": []}
     for column in schema.columns:
-        slots[_NUMPY[column.type][0]].append((column.name, column.scale))
+        slots[SLOTS[column.type][0]].append((column.name, column.scale))
     found: list[dict[str, float | int]] = [{} for _ in schema.device_ids]
-    for slot, dtype in set(_NUMPY.values()):
+    for slot, dtype in set(SLOTS.values()):
         names, raw = [name for name, _ in slots[slot]], getattr(tick, slot)
         if not names:
             continue
@@ -194,9 +194,9 @@ def values(
 
     counts = {"f32": 0, "i32": 0, "u64": 0}
     for column in schema.columns:
-        counts[_NUMPY[column.type][0]] += 1
+        counts[SLOTS[column.type][0]] += 1
     rows: dict[str, np.ndarray] = {}
-    for slot, dtype in set(_NUMPY.values()):
+    for slot, dtype in set(SLOTS.values()):
         raw: bytes = getattr(tick, slot)
         packed = np.frombuffer(raw[: len(raw) - len(raw) % np.dtype(dtype).itemsize], dtype)
         width = counts[slot]
@@ -204,7 +204,7 @@ def values(
             rows[slot] = packed[device * width : (device + 1) * width]
     at = {"f32": 0, "i32": 0, "u64": 0}
     for column in schema.columns:
-        slot = _NUMPY[column.type][0]
+        slot = SLOTS[column.type][0]
         row = rows.get(slot)
         value = row[at[slot]] if row is not None else None
         at[slot] += 1
@@ -221,16 +221,16 @@ def columns(
     import numpy as np
 
     rows = len(schema.device_ids)
-    known = [column for column in schema.columns if column.type in _NUMPY]
-    widths = {slot: sum(_NUMPY[column.type][0] == slot for column in known) for slot, _ in _NUMPY.values()}
+    known = [column for column in schema.columns if column.type in SLOTS]
+    widths = {slot: sum(SLOTS[column.type][0] == slot for column in known) for slot, _ in SLOTS.values()}
     tables: dict[str, list[list[Any]]] = {}
-    for slot, dtype in set(_NUMPY.values()):
+    for slot, dtype in set(SLOTS.values()):
         raw: bytes = getattr(tick, slot)
         if widths[slot] and len(raw) == rows * widths[slot] * np.dtype(dtype).itemsize:
             tables[slot] = np.frombuffer(raw, dtype).reshape(rows, widths[slot]).T.tolist()
     at = dict.fromkeys(widths, 0)
     for column in known:
-        slot = _NUMPY[column.type][0]
+        slot = SLOTS[column.type][0]
         found = tables[slot][at[slot]] if slot in tables else [None] * rows
         at[slot] += 1
         yield column, [_plain(value, slot, column.scale) for value in found]

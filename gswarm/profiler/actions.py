@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from gswarm.catalogue import Doc, Ref, Short, action
 from gswarm.cluster.types import Listing
 from gswarm.errors import InvalidError
-from gswarm.profiler.types import Exported, MetricInfo, Pulled, Recovered, Sampling, Session, Topology
+from gswarm.profiler.types import (
+    Analysis,
+    Comparison,
+    Drawn,
+    Exported,
+    MetricInfo,
+    Pulled,
+    Recovered,
+    Sampling,
+    Session,
+    Topology,
+)
 
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
+
+_OFFLINE = "gswarm.profiler.reading:needs_no_host"
 
 
 @action("profiler", "start", key="n", effect="records metrics and everything that happens")
@@ -202,21 +215,25 @@ async def delete(swarm: Swarm, name: Annotated[str, Ref("session"), Doc("name of
     await swarm.call(profiler_pb2.DeleteSessionRequest(name=name))
 
 
-@action("profiler", "export", key="E", read=True, effect="writes the samples to a file")
+@action("profiler", "export", key="E", read=True, effect="writes the samples to a file", offline=_OFFLINE)
 async def export(
     swarm: Swarm,
-    name: Annotated[str, Ref("session"), Doc("name of the session")],
+    name: Annotated[str, Ref("session"), Doc("name of the session, or a recording's directory")],
     *,
-    format: Annotated[Literal["csv", "json"], Doc("csv, or json lines")] = "csv",
-    out: Annotated[Path | None, Short("-O"), Doc("file to write; by default NAME.csv or NAME.json, here")] = None,
+    format: Annotated[
+        Literal["csv", "parquet", "json", "perfetto"],
+        Doc("csv, parquet, json lines, or a trace for ui.perfetto.dev"),
+    ] = "csv",
+    out: Annotated[Path | None, Short("-O"), Doc("file to write; by default NAME and the format, here")] = None,
     force: Annotated[bool, Doc("overwrite the file if it exists")] = False,
 ) -> Exported:
-    """Write a session's samples to a file, one row a device and moment.
+    """Write a session's samples to a file, one row a device and moment; or all of it as a trace.
 
     Examples:
         gswarm profiler export run-42 --format csv
+        gswarm profiler export run-42 --format perfetto --out run-42.json
     """
-    from gswarm.profiler.access import export as write
+    from gswarm.profiler.reading import export as write
 
     return await write(swarm, name, format, out, force=force)
 
@@ -283,3 +300,86 @@ async def sampling(
         )
     )
     return Sampling(response.changed, response.revision)
+
+
+@action("profiler", "analyze", key="a", read=True, offline=_OFFLINE)
+async def analyze(
+    swarm: Swarm,
+    name: Annotated[str, Ref("session"), Doc("name of the session, or a recording's directory")],
+) -> Analysis:
+    """Say what stands out in a recording, with figures per device, node and model.
+
+    Means and percentiles are weighted with time. What a device did not give is NA.
+
+    Examples:
+        gswarm profiler analyze run-42
+        gswarm profiler analyze ./run-42 --output json
+    """
+    from gswarm.profiler.reading import analyse
+
+    return await analyse(swarm, name)
+
+
+@action("profiler", "compare", read=True, offline=_OFFLINE)
+async def compare(
+    swarm: Swarm,
+    a: Annotated[str, Ref("session"), Doc("name of a session, or a recording's directory")],
+    b: Annotated[str, Ref("session"), Doc("the one to compare it with")],
+    *,
+    metric: Annotated[list[str], Doc("compare this metric; repeat; by default the usual ones")] = [],  # noqa: B006
+    confidence: Annotated[float, Doc("that none of the changes told is noise, 0.5 to under 1")] = 0.95,
+    seed: Annotated[int, Doc("of the resampling: the same seed gives the same intervals")] = 0,
+) -> Comparison:
+    """Compare two recordings per device and per model, and tell changes from noise.
+
+    Each difference has an interval from a block bootstrap over time; it is called a change only when 0 is not in it.
+
+    Examples:
+        gswarm profiler compare before after
+        gswarm profiler compare ./before ./after --metric power_mw
+    """
+    from gswarm.profiler.reading import compare as work
+
+    return await work(swarm, a, b, metrics=metric, confidence=confidence, seed=seed)
+
+
+@action("profiler", "plot", key="p", read=True, effect="draws a picture into a file", offline=_OFFLINE)
+async def plot(
+    swarm: Swarm,
+    name: Annotated[str, Ref("session"), Doc("name of the session, or a recording's directory")],
+    *,
+    metric: Annotated[list[str], Doc("draw this metric; repeat; by default the usual ones")] = [],  # noqa: B006
+    device: Annotated[list[str], Doc("only this device of the recording; repeat")] = [],  # noqa: B006
+    out: Annotated[Path | None, Short("-O"), Doc("file to write, .svg or .png; by default NAME.svg, here")] = None,
+    term: Annotated[bool, Doc("draw in the terminal instead")] = False,
+    force: Annotated[bool, Doc("overwrite the file if it exists")] = False,
+) -> Drawn:
+    """Draw a recording's metrics over time, with model loads, tasks and marks.
+
+    Files need matplotlib (pip install "gswarm[plot]"); --term does not.
+
+    Examples:
+        gswarm profiler plot run-42 --out run-42.png --metric power_mw
+        gswarm profiler plot run-42 --term
+    """
+    from gswarm.profiler.reading import plot as draw
+
+    return await draw(swarm, name, metrics=metric, devices=device, out=out, term=term, force=force)
+
+
+@action("profiler", "report", key="R", read=True, effect="writes a page about the recording", offline=_OFFLINE)
+async def report(
+    swarm: Swarm,
+    name: Annotated[str, Ref("session"), Doc("name of the session, or a recording's directory")],
+    *,
+    out: Annotated[Path | None, Short("-O"), Doc("file to write; by default NAME.html, here")] = None,
+    force: Annotated[bool, Doc("overwrite the file if it exists")] = False,
+) -> Exported:
+    """Write a recording as one HTML page that needs nothing else: findings, figures, timeline, charts.
+
+    Examples:
+        gswarm profiler report run-42 --out report.html
+    """
+    from gswarm.profiler.reading import report as write
+
+    return await write(swarm, name, out, force=force)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gswarm.host.samples import _NUMPY, NA_I32, NA_U64
+from gswarm.host.samples import NA_I32, NA_U64, SLOTS
 from gswarm.v1 import profiler_pb2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-SLOTS = _NUMPY
+SLOTS = SLOTS
 """Wire type of a column to its slot in a tick and how numpy names it."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
-from gswarm.cluster.types import ConditionState, Progress
+from gswarm.cluster.types import ConditionState, Progress, Severity
 from gswarm.errors import InvalidError
 
 
@@ -166,3 +166,197 @@ class Sampling:
 
     changed: int
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class MetricFigures:
+    """A metric of one device over a recording, each sample weighted with the time it stands for. None is NA."""
+
+    metric: str
+    unit: str
+    mean: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    max: float | None
+    min: float | None
+    known_share: float
+    """Of the sampled time, from 0 to 1, for how much there was a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """A reason for which a device's clocks were held down, as NVML names it, and for what share of the time, 0 to 1."""
+
+    reason: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFigures:
+    """What one device did. Shares are of its sampled time, 0 to 1; None is NA."""
+
+    device: str
+    id: str
+    node: str
+    name: str
+    kind: str
+    samples: int
+    sampled_s: float
+    """Seconds that the samples stand for; gaps are not in it."""
+    gaps_s: float
+    """Seconds between the first sample and the last for which there was none."""
+    idle_share: float | None
+    """GPU utilisation under 5 %."""
+    starved_share: float | None
+    """Idle while tasks that the plan gave to this device were ready."""
+    loading_share: float
+    """A model was being loaded on it."""
+    loads: int
+    throttled_share: float | None
+    throttled: tuple[Throttled, ...]
+    head_room_bytes: int | None
+    """Memory free when it was fullest."""
+    energy_j: float | None
+    energy_basis: str
+    """"counter": the device's own; "power": the power drawn, summed over the sampled time; empty: NA."""
+    metrics: tuple[MetricFigures, ...]
+
+    def figures(self, metric: str) -> MetricFigures | None:
+        """Of one metric; None when the device has none."""
+        return next((found for found in self.metrics if found.metric == metric), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFigures:
+    """The accelerators of one node together; its CPU is not among them."""
+
+    node: str
+    devices: int
+    util_mean: float | None
+    idle_share: float | None
+    throttled_share: float | None
+    imbalance: float | None
+    """Of the devices' mean utilisation: 0 when all do the same, 1 when one does everything."""
+    energy_j: float | None
+    energy_devices: int
+    """How many of the devices the energy is of."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """What was done with one model. Times in seconds; None: nothing to count."""
+
+    model: str
+    tasks: int
+    """Attempts that ended while it was recorded."""
+    failed: int
+    run_mean_s: float | None
+    run_p95_s: float | None
+    wait_mean_s: float | None
+    wait_p95_s: float | None
+    tokens: int | None
+    loads: int
+    load_mean_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something worth knowing, in words that name the evidence."""
+
+    severity: Severity
+    subject: str
+    text: str
+    evidence: str
+    """The metric or kind of object that says so."""
+    share: float | None = None
+    """Of the sampled time, 0 to 1, where it is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """A recording in figures and findings."""
+
+    name: str
+    start: datetime
+    end: datetime
+    ticks: int
+    events: int
+    findings: tuple[Finding, ...]
+    devices: tuple[DeviceFigures, ...]
+    nodes: tuple[NodeFigures, ...]
+    models: tuple[ModelFigures, ...]
+    damage: tuple[str, ...] = ()
+    """What of the recording could not be read, or was not recorded."""
+
+    def lines(self) -> list[str]:
+        """As text."""
+        from gswarm.profiler.tables import analysis
+
+        return analysis(self)
+
+
+class Verdict(Enum):
+    """What a comparison says of one figure."""
+
+    MORE = "more"
+    LESS = "less"
+    SAME = "no change shown"  # The interval has 0 in it: noise would do as much.
+    UNKNOWN = "NA"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One figure of a device or a model in two recordings."""
+
+    subject: str
+    kind: str
+    """"device" or "model"."""
+    metric: str
+    unit: str
+    a: float | None
+    b: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    """The difference lies between these two with the comparison's confidence."""
+    verdict: Verdict
+    detail: str = ""
+    """Why there is no verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two recordings side by side."""
+
+    a: str
+    b: str
+    confidence: float
+    """That none of all the verdicts is noise."""
+    resamples: int
+    seed: int
+    changes: tuple[Change, ...]
+    damage: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """As text."""
+        from gswarm.profiler.tables import comparison
+
+        return comparison(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A picture of a recording: in a file, or as the lines of a terminal."""
+
+    path: str
+    devices: int
+    metrics: tuple[str, ...]
+    damage: str = ""
+    picture: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """As text; in colour on a terminal that wants it."""
+        from gswarm.profiler.tables import drawn
+
+        return drawn(self)

@@ -1,0 +1,216 @@
+"""What is asked of a recording: opened wherever it lies, worked on in a thread, written whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gswarm.errors import InvalidError, RefusedError
+from gswarm.names import check_name
+from gswarm.profiler.access import pull
+from gswarm.profiler.recording import Recording
+
+if TYPE_CHECKING:
+    from gswarm.profiler.types import Analysis, Comparison, Drawn, Exported
+    from gswarm.swarm import Swarm
+
+SUFFIXES = {"perfetto": "perfetto.json"}
+"""Of exports whose format is not the end of their file's name."""
+
+
+def is_directory(name: str) -> bool:
+    """Whether a recording is named by its directory: no session's name has a / or begins with a dot."""
+    from gswarm.profiler.manifest import MANIFEST
+
+    return "/" in name or name.startswith(".") or (Path(name) / MANIFEST).is_file()
+
+
+def needs_no_host(values: Mapping[str, object]) -> bool:
+    """Whether every recording among an action's values is a directory here."""
+    return all(is_directory(str(values[name])) for name in ("name", "a", "b") if name in values)
+
+
+@contextlib.asynccontextmanager
+async def opened(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[Recording]:
+    """A recording: a directory of this machine, the one that `--from` opened, or one of the host's, pulled for a while.
+
+    To a host that answers for others only names mean something: paths would be those of its own machine.
+    Raises NotFoundError, or InvalidError for what is no recording.
+    """
+    if isinstance(swarm, Recording) and name in (swarm.name, str(swarm.directory)):
+        yield swarm
+        return
+    with contextlib.ExitStack() as stack:
+        if swarm is None or isinstance(swarm, Recording) or (is_directory(name) and not swarm.in_host):
+            recording = await asyncio.to_thread(Recording.open, Path(name))
+        else:
+            check_name(name, "session name")
+            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gswarm-recording-")))
+            await pull(swarm, name, temporary)
+            recording = await asyncio.to_thread(Recording.open, temporary)
+        stack.callback(recording.close)
+        yield recording
+
+
+async def analyse(swarm: Swarm, name: str) -> Analysis:
+    """A recording in figures and findings."""
+    from gswarm.profiler import analysis, history, series
+
+    async with opened(swarm, name) as found:
+        return await asyncio.to_thread(lambda: analysis.analyse(series.read(found), history.read(found)))
+
+
+async def compare(swarm: Swarm, a: str, b: str, *, metrics: Sequence[str], confidence: float, seed: int) -> Comparison:
+    """Two recordings side by side."""
+    from gswarm.profiler import comparison, history, series
+
+    if not 0.5 <= confidence < 1:
+        raise InvalidError(
+            f"a confidence of {confidence:g} cannot be", next="from 0.5 to under 1, as 0.95", field="confidence"
+        )
+    async with opened(swarm, a) as first, opened(swarm, b) as second:
+
+        def work() -> Comparison:
+            sides = [comparison.Recorded(series.read(one), history.read(one)) for one in (first, second)]
+            series.check_metrics(metrics, [one for side in sides for one in side.series])
+            return comparison.compare(*sides, metrics=metrics, confidence=confidence, seed=seed)
+
+        return await asyncio.to_thread(work)
+
+
+async def plot(
+    swarm: Swarm,
+    name: str,
+    *,
+    metrics: Sequence[str],
+    devices: Sequence[str],
+    out: Path | None,
+    term: bool,
+    force: bool,
+) -> Drawn:
+    """A picture of a recording: for the terminal, or a file, whole or not at all."""
+    from gswarm.profiler import charts, history, plots, series, terminal
+    from gswarm.profiler.types import Drawn
+
+    if not term:
+        _not_in_host(swarm, "plot")
+        if out is not None and out.suffix.lower() not in (".svg", ".png"):
+            raise InvalidError(f"--out is {out}", next="name a file that ends in .svg or .png", field="out")
+        _check_matplotlib()
+    async with opened(swarm, name) as found:
+        target = out or Path(f"{check_name(found.name, 'session name')}.svg")
+        if not term:
+            _check_free(target, force)
+
+        def work() -> Drawn:
+            every, past = series.read(found), history.read(found)
+            chosen, shown = charts.choose(every, past, metrics, devices)
+            picture: tuple[str, ...] = ()
+            if term:
+                import shutil
+
+                picture = terminal.draw(shown, past, chosen, shutil.get_terminal_size((100, 24)).columns)
+            else:
+                form = target.suffix.lower()[1:]
+                _write(target, lambda part: part.write_bytes(plots.draw(shown, past, chosen, form)))
+            return Drawn("" if term else str(target), len(shown), chosen, "; ".join(found.damage), picture)
+
+        return await asyncio.to_thread(work)
+
+
+async def report(swarm: Swarm, name: str, out: Path | None, *, force: bool) -> Exported:
+    """A recording as one page, whole or not at all."""
+    from gswarm.profiler import analysis, history, series
+    from gswarm.profiler import report as page
+    from gswarm.profiler.types import Exported
+
+    async with opened(swarm, name) as found:
+        target = out or Path(f"{check_name(found.name, 'session name')}.html")
+        _check_free(target, force)
+
+        def work() -> Exported:
+            every, past = series.read(found), history.read(found)
+            figures = analysis.analyse(every, past)
+            _write(target, lambda part: _write_text(part, page.pieces(figures, every, past)))
+            return Exported(str(target), figures.ticks, "; ".join(found.damage))
+
+        return await asyncio.to_thread(work)
+
+
+async def export(swarm: Swarm, name: str, form: str, out: Path | None, *, force: bool) -> Exported:
+    """Write a session's samples to a file, whole or not at all."""
+    if form == "parquet":
+        _not_in_host(swarm, "export --format parquet")
+    async with opened(swarm, name) as found:
+        target = out or Path(f"{check_name(found.name, 'session name')}.{SUFFIXES.get(form, form)}")
+        _check_free(target, force)
+        return await asyncio.to_thread(_export, found, target, form)
+
+
+def _export(recording: Recording, target: Path, form: str) -> Exported:
+    from gswarm.profiler import export as formats
+    from gswarm.profiler import history, perfetto, series
+    from gswarm.profiler.types import Exported
+
+    match form:
+        case "parquet":
+            count = _write(target, lambda part: formats.parquet(series.read(recording), part))
+        case "perfetto":
+            pieces = perfetto.pieces(series.read(recording), history.read(recording))
+            count = _write(target, lambda part: _write_text(part, pieces)) - 2  # what stands around the events
+        case _:
+            count = _write(target, lambda part: _write_text(part, formats.rows(recording, form)))
+            count -= form == "csv" and count > 0
+    return Exported(str(target), count, "; ".join(recording.damage))
+
+
+def _write(target: Path, make: Callable[[Path], int]) -> int:
+    """A file, whole or not at all. Raises InvalidError when it cannot be written."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        count = make(part)
+        part.replace(target)
+    except OSError as error:
+        raise InvalidError(f"cannot write {target}", why=(error.strerror or str(error)).lower(), field="out") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return count
+
+
+def _write_text(part: Path, pieces: Iterable[str]) -> int:
+    count = 0
+    with part.open("w", encoding="utf-8") as file:
+        for piece in pieces:
+            file.write(piece)
+            count += 1
+    return count
+
+
+def _check_free(target: Path, force: bool) -> None:
+    if target.exists() and not force:
+        raise RefusedError(f"{target} exists", next="use --force, or --out with another name", field="out")
+
+
+def _check_matplotlib() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RefusedError(
+            "matplotlib is not installed", next='run pip install "gswarm[plot]", or use --term', field="term"
+        )
+
+
+def _not_in_host(swarm: Any, what: str) -> None:
+    """What takes a large library is done by who asks, not by the host that coordinates everyone."""
+    if getattr(swarm, "in_host", False):
+        raise RefusedError(
+            f"the host does not {what}",
+            why="it loads no large libraries into the process that everyone depends on",
+            next=f"run gswarm profiler {what} where you are, or use the Python client",
+        )
