@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-SLOTS = SLOTS
-"""Wire type of a column to its slot in a tick and how numpy names it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Samples of some devices: the rows of device i are `starts[i]:starts[i + 1]`, in time order.

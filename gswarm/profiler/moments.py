@@ -70,7 +70,8 @@ def packed(
     """Rows as ticks: of each node, then time; devices that were not sampled at a moment are NA in its tick."""
     import numpy as np
 
-    from gswarm.profiler.columns import SLOTS, as_floats, na_of
+    from gswarm.host.samples import SLOTS
+    from gswarm.profiler.columns import as_floats, na_of
 
     for node in dict.fromkeys(rows.nodes):
         mine = [i for i, name in enumerate(rows.nodes) if name == node]

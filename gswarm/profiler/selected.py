@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from gswarm.profiler.columns import SLOTS, Layout
+from gswarm.host.samples import SLOTS
+from gswarm.profiler.columns import Layout
 from gswarm.v1 import profiler_pb2
 
 
