@@ -233,6 +233,10 @@ class Fleet:
                 good += 1
         return good >= line.width
 
+    def round_of_loads(self) -> float:
+        """How many tasks take as long as switching to every model once."""
+        return sum(line.switch_s / line.run_s for line in self.lines.values() if line.model is not None and line.run_s)
+
     # Moves
 
     def begin(self, line: Line, places: list[Place], reason: str, now: float) -> Move:

@@ -18,7 +18,8 @@ ready tasks over its servers.
    waiting tasks have a lower priority than one of its own, once that server has run something.
 
 The bound. A ready task is passed over once for each task that became ready later and starts before it, anywhere. No
-task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU): when the oldest ready task was
+task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU, or `PASSES_PER_LOAD` for each task
+that could have run while every model is loaded once, so that loads never take most of the time): when the oldest ready task was
 passed over so often, nothing starts but that task. The oldest one is passed over most, since whoever passes over some
 task passes over the oldest one too; so the check before each start bounds all, wide ones too. It comes to its turn:
 nothing else starts, so what runs ends, and it may claim any GPUs of ours. From half of that on it is *due*: it goes
@@ -54,7 +55,7 @@ from gswarm.scheduler.strategy import (
     Withdrawn,
 )
 
-PASSES_PER_GPU = 64
+PASSES_PER_GPU, PASSES_PER_LOAD = 64, 8
 NEAR = 0.5
 """Switch times within which GPUs must fall free to be claimed."""
 MEMORY_TASKS = 4096
@@ -86,7 +87,7 @@ class Online:
         self.wait_bound_s, self.reasons = wait_bound_s, reasons
         self.wait_weight, self.switch_weight = wait_weight, switch_weight
         self.demand_weight, self.balance_weight = demand_weight, balance_weight
-        self._max_passed = max_passed
+        self._max_passed = self._limit = max_passed
         self._now = 0.0
         self._fleet = Fleet()
         self._turns: Turns[Task] = Turns()
@@ -114,7 +115,10 @@ class Online:
     @property
     def max_passed(self) -> int:
         """How often a ready task may be passed over."""
-        return PASSES_PER_GPU * max(1, len(self._fleet.places)) if self._max_passed is None else self._max_passed
+        if self._limit is None:
+            by_loads = int(PASSES_PER_LOAD * self._fleet.round_of_loads())
+            self._limit = max(PASSES_PER_GPU * max(1, len(self._fleet.places)), by_loads)
+        return self._limit
 
     def handle(self, now: float, events: Sequence[Event]) -> list[Instruction]:
         """Take in what happened and say what to do."""
@@ -325,6 +329,7 @@ class Online:
                 fleet.line(name).model = None
             case _:
                 pass
+        self._limit = self._max_passed
         if fleet.cooling:
             fleet.cooling = {key: until for key, until in fleet.cooling.items() if until > now}
         self._fleet_changed = True
