@@ -30,20 +30,19 @@ long. Tasks that nothing can be done for (their model is not there, or all it fi
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from gswarm.scheduler.strategies.intake import FOREVER, READY, RUNNING, Intake
-from gswarm.scheduler.strategies.pieces import Copy, Line, Place, Task
-from gswarm.scheduler.strategy import Event, Instruction, Rank, Start
+from gswarm.scheduler.strategies.intake import FOREVER, READY, RUNNING
+from gswarm.scheduler.strategies.pieces import Copy, Line, Task
+from gswarm.scheduler.strategies.placing import Placing
+from gswarm.scheduler.strategy import Event, Instruction, Start
 
 PASSES_PER_GPU = 64
-NEAR = 0.5
-"""Switch times within which GPUs must fall free to be claimed."""
 LOOKED_AT = 8
 """Tasks looked at for one that was known when the load began."""
 
 
-class Online(Intake):
+class Online(Placing):
     """See the module's docstring. Weights are in switch times S of the model in question."""
 
     name = "online"
@@ -59,9 +58,7 @@ class Online(Intake):
         max_passed: int | None = None,
         reasons: bool = False,
     ) -> None:
-        super().__init__(wait_weight)
-        self.wait_bound_s, self.reasons = wait_bound_s, reasons
-        self.switch_weight, self.demand_weight, self.balance_weight = switch_weight, demand_weight, balance_weight
+        super().__init__(wait_bound_s, wait_weight, switch_weight, demand_weight, balance_weight, reasons=reasons)
         self._max_passed = max_passed
         self._is_stopped = False
         """Whether the hard stop kept something from starting."""
@@ -153,34 +150,6 @@ class Online(Intake):
         why = f"{oldest.id} is due: passed over {passed} times, ready for {self._now - oldest.since:.1f} s"
         self._claim(line, may_take, why)
 
-    def _outrank(self) -> None:
-        """Rule 4."""
-        ranked = [(line.rank(), line) for line in self._waiting.values() if not line.supply and not line.draining()]
-        for rank, line in sorted(ranked, key=lambda r: -r[0]):
-
-            def may_take(copy: Copy, rank: int = rank) -> bool:
-                top = copy.line.top()
-                return top is None or (copy.served and copy.line.rank() < rank and not self._is_late(top[3]))
-
-            if rank > Rank.LOW and line.model is not None:
-                self._claim(line, may_take, f"a task of priority {Rank(rank).name.lower()} waits")
-
-    def _claim(self, line: Line, may_take: Callable[[Copy], bool], why: str) -> None:
-        """Move the model to the GPUs that fall free soonest, those of ours whose server it may take among them."""
-        found = []
-        for place in self._fleet.places.values():
-            mine = place.copy
-            if place.device.shared or place.move is not None or not self._fleet.takes(line, place):
-                continue
-            if mine is not None:
-                s = mine.server
-                if not (s.ours and s.ready and s.reachable) or not may_take(mine):
-                    continue
-            found.append((max(mine.ends, self._now) if mine and mine.running else self._now, place.number, place))
-        if len(found) >= line.width:
-            found.sort(key=lambda f: f[:2])
-            self._fleet.begin(line, [f[2] for f in found[: line.width]], why if self.reasons else "", self._now)
-
     # Starting
 
     def _start_touched(self) -> None:
@@ -220,9 +189,6 @@ class Online(Intake):
         self._fleet.out.append(Start(task.id, copy.server.id, passed_over, why))
         return True
 
-    def _is_late(self, task: Task) -> bool:
-        return self._now - task.since >= self.wait_bound_s
-
     def _next_of(self, line: Line, copy: Copy) -> Task:
         entry = line.top()
         assert entry is not None
@@ -258,131 +224,3 @@ class Online(Intake):
         waited = self._now - task.since
         order = "the oldest request first" if not task.is_root else "to begin its request"
         return f"{task.line.name} is loaded there; {order}; {task.line.count} in line, ready for {waited:.1f} s"
-
-    # Loading
-
-    def _load(self) -> None:
-        """Rule 2."""
-        while True:
-            lines = [line for line in self._waiting.values() if self._could_use(line)]
-            if not lines:
-                return
-            idle = self._idle_places()
-            if not idle and not self._fleet.shared:
-                return
-            lines.sort(key=lambda line: (-line.rank() if self._ranks_differ else 0, line.supply > 0, -line.work))
-            if not any(self._load_one(line, idle) for line in lines):
-                return
-
-    def _could_use(self, line: Line) -> bool:
-        """Whether it asks for another server at all."""
-        return line.model is not None and (not line.supply or line.clear_s() > self.demand_weight * line.switch_s)
-
-    def _idle_places(self) -> list[tuple[float, int, Place, Line | None]]:
-        fleet = self._fleet
-        found: list[tuple[float, int, Place, Line | None]] = [(-1.0, p.number, p, None) for p in fleet.free.values()]
-        for copy in fleet.idle.values():
-            line = copy.line
-            if not line.count:
-                found += [(line.demand / max(1, line.supply), p.number, p, line) for p in copy.places]
-        found.sort(key=lambda f: f[:2])
-        return found
-
-    def _load_one(self, line: Line, idle: list[tuple[float, int, Place, Line | None]]) -> bool:
-        fleet, supply, switch_s = self._fleet, line.supply, line.switch_s
-        good = [f for f in idle if f[3] is not line and f[2].move is None and fleet.takes(line, f[2])]
-        why = ""
-        if supply:
-            clear_s = line.clear_s()
-            if clear_s > self.switch_weight * switch_s:
-                why = f"{clear_s:.1f} s of work a server are above {self.switch_weight:g} switches of {switch_s:.1f} s"
-            elif clear_s > self.demand_weight * switch_s:
-                share = line.demand / line.width
-                within = (supply + 1) * line.width * self._demand <= len(fleet.places) * line.demand
-                good = [
-                    f
-                    for f in good
-                    if (within if f[3] is None else f[3].supply > 1)
-                    and (f[3] is None or share / (supply + 1) >= f[3].demand / f[3].width / f[3].supply)
-                ]
-                why = f"its share of the GPUs is more than {supply} servers"
-            else:
-                return False
-        elif self._load_beside(line):
-            return True
-        else:
-            why = f"{line.count} tasks wait and it is loaded nowhere"
-        if len(good) < line.width:
-            return False
-        drain = line.draining()
-        if drain is not None:
-            fleet.call_off(drain)
-        fleet.begin(line, [f[2] for f in good[: line.width]], why if self.reasons else "", self._now)
-        return True
-
-    def _load_ahead(self) -> None:
-        """For tasks that wait for others, a model that is nowhere, on GPUs that nothing known needs."""
-        fleet = self._fleet
-        for line in [line for line in self._blocked.values() if not (line.supply or line.count or line.moves)]:
-            places = [p for p in fleet.free.values() if fleet.takes(line, p)]
-            for copy in fleet.idle.values():
-                if len(places) < line.width and not copy.line.count and not copy.line.blocked:
-                    places += [p for p in copy.places if fleet.takes(line, p)]
-            if len(places) >= line.width:
-                why = f"{line.blocked} tasks that wait for others will need it" if self.reasons else ""
-                fleet.begin(line, places[: line.width], why, self._now)
-
-    def _load_beside(self, line: Line) -> bool:
-        """On a shared device, beside what is there; what is idle there makes room."""
-        fleet = self._fleet
-        for place in fleet.shared.values():
-            if fleet.takes(line, place) and fleet.has_room(line, place):
-                fleet.load_beside(line, place, f"{line.count} tasks wait" if self.reasons else "", self._now)
-                return True
-        for place in fleet.shared.values():
-            for copy in place.copies.values():
-                s = copy.server
-                can_go = s.ours and s.ready and not copy.running and not copy.line.count and s.id in copy.line.copies
-                if can_go and fleet.takes(line, place) and fleet.has_room(line, place, without=copy):
-                    fleet.send_away(copy, f"makes room for {line.name}" if self.reasons else "")
-                    return False
-        return False
-
-    # Balance
-
-    def _balance(self) -> None:
-        """Rule 3, for the model that is worst off; not at every event, for it looks at every model."""
-        fleet = self._fleet
-        if 8 * self._ended_since_balance < len(fleet.lines):
-            return
-        self._ended_since_balance = 0
-        worst, most = None, self.balance_weight
-        for line in self._waiting.values():
-            if line.model is None or line.draining() is not None:
-                continue
-            clear_s = line.clear_s(1)
-            if clear_s > most * line.switch_s:
-                worst, most = line, clear_s / line.switch_s if line.switch_s else float("inf")
-        if worst is None:
-            return
-        left_s = worst.clear_s(1) - self.balance_weight * worst.switch_s
-        soon = self._now + NEAR * worst.switch_s
-        found: list[tuple[float, int, Place]] = []
-        for place in fleet.free.values():
-            if fleet.takes(worst, place):
-                found.append((self._now, place.number, place))
-        for line in fleet.lines.values():
-            if line is worst or len(line.copies) < 2 or line.clear_s(-1) >= left_s:
-                continue
-            spare = []
-            for copy in line.copies.values():
-                ends = copy.ends if copy.running else self._now
-                if copy.served and copy.move is None and copy.server.ours and copy.server.ready and ends <= soon:
-                    spare += [(ends, p.number, p) for p in copy.places if not p.device.shared and fleet.takes(worst, p)]
-            spare.sort(key=lambda f: f[:2])
-            found += spare[: (len(line.copies) - 1) * line.width]
-        if len(found) < worst.width:
-            return
-        found.sort(key=lambda f: f[:2])
-        why = f"{worst.clear_s(1):.1f} s of work a server, others have {self.balance_weight:g} switches less"
-        fleet.begin(worst, [f[2] for f in found[: worst.width]], why if self.reasons else "", self._now)
