@@ -34,7 +34,7 @@ def same(one: Plan, other: Plan) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(problem=problems())
+@given(problem=st.one_of(problems(), problems(priorities=True)))
 @settings(max_examples=60, deadline=None)
 def test_plans_on_line_are_valid(name: str, problem: Problem) -> None:
     assert faults(problem, simulate(problem, create(name)), online=True) == []

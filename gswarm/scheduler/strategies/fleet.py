@@ -50,7 +50,7 @@ class Fleet:
         return bool(self.cooling) and (line.name, place.device.id) in self.cooling
 
     def can_place(self, line: Line) -> bool:
-        """Whether the model is somewhere, or could be brought up somewhere without ending what is not ours."""
+        """Whether the model is somewhere, or could be brought up without ending what is not ours or out of reach."""
         if line.copies or line.moves:
             return True
         if any(self.takes(line, p) for p in self.shared.values()):
@@ -58,7 +58,8 @@ class Fleet:
         good = 0
         for place in self.places.values():
             copy = place.copy
-            if not place.device.shared and self.takes(line, place) and (copy is None or copy.server.ours):
+            can_go = copy is None or (copy.server.ours and copy.server.reachable)
+            if can_go and not place.device.shared and self.takes(line, place):
                 good += 1
         return good >= line.width
 
@@ -184,6 +185,8 @@ class Fleet:
             line.slots += server.slots
         else:
             line.copies.pop(server.id, None)
+        if not server.reachable and copy.move is not None and not copy.move.is_fixed:
+            self.call_off(copy.move)  # no one knows when it would be gone
         self.settle(copy)
         return copy
 

@@ -171,13 +171,13 @@ class Intake:
         if copy.move is not None:
             self._fleet.proceed(copy.move, self._now)
             return
-        line, key = copy.line, copy.server.id
-        if key in line.copies and copy.server.ready and copy.server.reachable:
-            line.open[key] = copy
+        server, line = copy.server, copy.line
+        if server.ready and server.reachable and server.id in line.copies:
+            line.open[server.id] = copy
             if line.count:
                 self._touched[line.name] = line
-        if not copy.running and copy.server.ours and not copy.places[0].device.shared:
-            self._fleet.idle[key] = copy
+            if not copy.running and server.ours and not copy.places[0].device.shared:
+                self._fleet.idle[server.id] = copy
 
     def _completed(self, job: str) -> None:
         task = self._tasks.pop(job, None)

@@ -59,7 +59,8 @@ class Placing(Intake):
                 continue
             if mine is not None:
                 s = mine.server
-                if not (s.ours and s.ready and s.reachable) or not may_take(mine):
+                # One that takes several GPUs may be leaving already, for a move onto another of them.
+                if mine.move is not None or not (s.ours and s.ready and s.reachable and may_take(mine)):
                     continue
             found.append((max(mine.ends, self._now) if mine and mine.running else self._now, place.number, place))
         if len(found) >= line.width:
