@@ -16,6 +16,7 @@ from gswarm.errors import InvalidError, NotFoundError, RefusedError
 from gswarm.host.store import Transaction
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler import recorder
+from gswarm.profiler.journal import Record, scan
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.types import Session, SessionPhase
 from gswarm.v1 import cluster_pb2, queue_pb2
@@ -299,3 +300,19 @@ async def test_a_long_session_is_sealed_while_it_goes_on(running: Cluster, monke
         assert len(times) >= 9 * done.ticks - 9
         recording.seek(recording.start)
         assert {device.node for device in recording.rows(Device).values()} == {"n1"}
+
+
+async def test_what_ticks_mean_is_said_again_although_nothing_changes(
+    running: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "LIST_EVERY_S", 0.2)
+    async with running.agent("n1", "2xH100"):
+        await running.swarm.profiler.start(name="quiet", interval=0.1)
+        journal = Path((await session(running, "quiet", lambda s: s.ticks > 0)).path) / "journal-0001"
+
+        def announced() -> int:
+            kinds = [found.kind for found in scan(journal.read_bytes())[0]]
+            after = len(kinds) - kinds[::-1].index(Record.LIST)
+            return kinds[after:].count(Record.SCHEMA)
+
+        await until(lambda: announced() > 3)

@@ -186,8 +186,11 @@ class Recorder:
             await self._wake.wait()
             # Wait for others to be written with it.
             await asyncio.sleep(min(max(self.session.interval_s, FLUSH_S[0]), FLUSH_S[1]))
-            if self._changed and time.monotonic() - listed >= LIST_EVERY_S:
-                self._full_list()
+            if time.monotonic() - listed >= LIST_EVERY_S:
+                if self._changed:
+                    self._full_list()
+                else:
+                    self._announce()
                 listed = time.monotonic()
             if not await self._flush():
                 self._tell()
@@ -369,6 +372,10 @@ class Recorder:
         mark.time.FromDatetime(state.time)
         self._append(Record.LIST, bytes(body) + mark.SerializeToString())
         self._changed = False
+        self._announce()
+
+    def _announce(self) -> None:
+        """Every schema again: without it ticks mean nothing, and one copy is one flipped bit."""
         for node in self._hub.nodes():
             if self.wants(node):
                 for schema in self._hub.schemas(node):
