@@ -21,6 +21,7 @@ from gswarm.host.samples import SampleHub
 from gswarm.host.state import Batch, Changed
 from gswarm.kinds import BY_KIND, wire_of
 from gswarm.profiler import manifest as manifests
+from gswarm.profiler.adaptive import EARLY_S
 from gswarm.profiler.journal import Record, Writer, frame
 from gswarm.profiler.manifest import Manifest
 from gswarm.profiler.recording import Recording
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gswarm.host")
 R = TypeVar("R")
+EARLY_US = int(EARLY_S * 1e6)
 LIST_EVERY_S = 60.0
 FLUSH_S = (0.1, 1.0)
 """How long a record waits for others to be written with it: the session's interval within these bounds."""
@@ -85,6 +87,7 @@ def manifest_of(session: profiler_pb2.Session) -> Manifest:
         started,
         stopped,
         session.actor,
+        slowest_s=session.slowest_s,
     )
 
 
@@ -337,7 +340,7 @@ class Recorder:
 
     def _has(self, node: str, time_us: int) -> bool:
         """Whether a tick's slot of time is written: a session slower than the agent takes the first of each interval."""
-        slot = (time_us + self._step_us // 4) // self._step_us
+        slot = (time_us + EARLY_US) // self._step_us
         newest = self._newest.get(node)
         if newest is None or slot > newest:
             self._newest[node] = slot
