@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 
 from gswarm.cluster.types import Device, Event
-from gswarm.errors import InvalidError, NotFoundError, RefusedError
+from gswarm.errors import ExhaustedError, InvalidError, NotFoundError, RefusedError
+from gswarm.host import store
 from gswarm.host.store import Transaction
 from gswarm.profiler import history, recorder, series
 from gswarm.profiler import manifest as manifests
-from gswarm.profiler.journal import Record, scan
+from gswarm.profiler.journal import Record, Writer, scan
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.simulated import SimulatedDevice
 from gswarm.profiler.types import Session, SessionPhase
@@ -71,6 +73,7 @@ async def test_only_the_metrics_asked_for_are_recorded(running: Cluster) -> None
         ({"name": "../etc"}, InvalidError, "session name"),
         ({"name": ""}, InvalidError, "empty"),
         ({"name": "x", "metrics": ["power_w"]}, NotFoundError, "power_mw"),
+        ({"name": "x", "metrics": [","]}, InvalidError, "no metric"),
         ({"name": "x", "nodes": ["nowhere"]}, NotFoundError, "no node nowhere"),
         ({"name": "x", "interval": 0.01}, InvalidError, "0.1 to 60"),
         ({"name": "x", "interval": -1}, InvalidError, "0.1 to 60"),
@@ -260,6 +263,28 @@ async def test_a_full_disk_pauses_it_and_nothing_is_lost(running: Cluster, monke
         assert {"session.paused", "session.resumed"} <= {event.type for event in recording.events()}
 
 
+async def test_an_end_that_comes_while_the_disk_is_full_comes_when_there_is_room(
+    running: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store, "ROOM_S", 0.05)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    async with running.agent("n1"):
+        await running.swarm.profiler.start(name="brief", interval=0.1, for_="3s")
+        try:
+            log = running.context.state_dir / "host.db-wal"
+            resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size, hard))
+            await until(lambda: "session-end waits for room" in caplog.text)
+            assert (await running.swarm.profiler.info("brief")).phase is not SessionPhase.STOPPED
+            with pytest.raises(ExhaustedError, match="disk is full"):
+                await running.swarm.profiler.stop("brief")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, ignored)
+        done = await session(running, "brief", lambda s: s.phase is SessionPhase.SEALED)
+    assert done.detail == "" and done.ticks > 5
+
+
 async def test_more_than_can_be_held_leaves_a_gap_that_is_told(
     running: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +317,14 @@ async def test_more_than_can_be_held_leaves_a_gap_that_is_told(
 
 
 async def test_a_long_session_is_sealed_while_it_goes_on(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Writer):
+        """On a disk that takes its time, so that samples come while the next journal is made."""
+
+        def __init__(self, path: Path) -> None:
+            time.sleep(0.3)
+            super().__init__(path)
+
+    monkeypatch.setattr(recorder, "Writer", Slow)
     monkeypatch.setattr(recorder, "SEGMENT_BYTES", 20_000)
     async with running.agent("n1", "8xH100"):
         await running.swarm.profiler.start(name="long", interval=0.1)

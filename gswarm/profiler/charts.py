@@ -70,7 +70,7 @@ def _device(name: str, series: Sequence[Series], history: History) -> str:
     if len(short) == 1:
         return short[0]
     meant = [alias for alias, device in aliases.items() if device in short]
-    hint = f"did you mean {' or '.join(meant)}?" if meant else near(name, aliases)
+    hint = f"did you mean {' or '.join(meant)}?" if meant else near(name, aliases) or f"there are: {', '.join(aliases)}"
     raise InvalidError(f"{name!r} is no device of this recording", next=hint, field="device")
 
 

@@ -248,19 +248,27 @@ class Recorder:
     async def _next(self) -> bool:
         """Go on in another journal and hand the full one over; False while there is no room: then it grows on."""
 
-        def change() -> None:
-            following = Writer(manifests.files(self.directory, self._number + 1).journal)
-            if self._writer is not None:
-                self._writer.close()
-            self._writer = following
-
+        path = manifests.files(self.directory, self._number + 1).journal
         try:
-            await _whole(change)
+            following = await _whole(lambda: Writer(path))
         except OSError as error:
             log.warning("session %s: no new journal: %s", self.session.name, error.strerror)
             return False
-        self._number += 1
+        # Without a pause between: what came until now ends the full journal, what comes from now on follows the list.
+        full, rest = self._writer, bytes(self._buffer)
+        self._writer, self._buffer = following, bytearray()
         self._full_list()
+        try:
+            if full is not None:
+                await _whole(partial(full.append, rest))
+                await _whole(full.close)
+        except OSError as error:
+            log.warning("session %s: no new journal: %s", self.session.name, error.strerror)
+            self._writer, self._kept = full, rest
+            await _whole(following.close)
+            await _whole(partial(path.unlink, missing_ok=True))
+            return False
+        self._number += 1
         self._rotated(self._number - 1)
         return True
 

@@ -59,11 +59,14 @@ async def start(
             seconds = 0.0
         if not seconds:
             raise InvalidError(f"{duration!r} is no time", next="write 90s, 10m or 1h30m", field="for_")
+    named = [part.strip() for text in metrics for part in text.split(",") if part.strip()]
+    if metrics and not named:  # on the wire none stands for all
+        raise InvalidError("no metric is named", next="leave out --metrics to record all", field="metrics")
     request = profiler_pb2.StartSessionRequest(
         name=name,
         interval_s=interval,
         nodes=nodes,
-        metrics=[part.strip() for text in metrics for part in text.split(",") if part.strip()],
+        metrics=named,
         tags=parse_tags(tags),
         for_s=seconds,
         until_task=until_task,
