@@ -38,6 +38,8 @@ class Tables:
         self.revision = 0
         self.time: datetime | None = None
         self.left_out: dict[int, int] = {}
+        self.host: cluster_pb2.StatusResponse | None = None
+        """The host, where a recording's list says it."""
         self._objects: dict[int, dict[str, cluster_pb2.Object]] = {kind: {} for kind in BY_KIND}
         self._rows: dict[int, dict[str, Any]] = {kind: {} for kind in BY_KIND}
         self._kinds = {info.slot.capitalize(): kind for kind, info in BY_KIND.items()}
@@ -47,6 +49,8 @@ class Tables:
     def feed(self, response: cluster_pb2.WatchResponse) -> bool:
         """Take one message; True when it completed a batch or list, so that rows changed as a whole."""
         self._staged.extend(response.objects)
+        if response.HasField("host"):
+            self.host = response.host
         self._listing = self._listing or response.list
         if not response.revision:
             return False

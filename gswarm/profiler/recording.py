@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from gswarm.cluster.types import Event, Listing
+from gswarm.cluster.types import Device, Event, Listing, Node
 from gswarm.codec import from_proto
 from gswarm.config import state_dir
 from gswarm.errors import InvalidError, NotFoundError
@@ -276,8 +276,24 @@ class Recording:
             )
         return rows[key]
 
+    def status(self) -> cluster_pb2.StatusResponse:
+        """The host as it was at the cursor. Raises NotFoundError where an older gswarm recorded."""
+        tables = self._state()
+        if tables.host is None:
+            raise NotFoundError(
+                f"{self.name} does not say what its host was", why=f"gswarm {self.manifest.gswarm} recorded no status"
+            )
+        response = cluster_pb2.StatusResponse()
+        response.CopyFrom(tables.host)
+        response.revision, response.role = tables.revision, "viewer"
+        response.nodes, response.devices = len(self.rows(Node)), len(self.rows(Device))
+        response.time.FromDatetime(self.time)
+        return response
+
     async def call(self, request: Any, **_: Any) -> Any:
-        """Nothing can be asked of the past. Raises InvalidError."""
+        """The host's status; nothing else can be asked of the past. Raises InvalidError."""
+        if isinstance(request, cluster_pb2.StatusRequest):
+            return self.status()
         raise InvalidError(f"{type(request).__name__} needs a live host", why="this is a recording")
 
     @asynccontextmanager
