@@ -32,9 +32,13 @@ class Link(Enum):
 
 
 class Tables:
-    """Objects by kind, converted to dataclasses when first read; changed only by whole batches."""
+    """Objects by kind, converted to dataclasses when first read; changed only by whole batches.
 
-    def __init__(self) -> None:
+    `converted` holds rows by kind, key and revision, so that tables of one host that come after another share them.
+    """
+
+    def __init__(self, converted: dict[tuple[int, str, int], Any] | None = None) -> None:
+        self._converted = converted
         self.revision = 0
         self.time: datetime | None = None
         self.left_out: dict[int, int] = {}
@@ -84,9 +88,18 @@ class Tables:
         if len(rows) != len(objects):
             # Converted once, and again only when the object changes.
             self._rows[kind] = rows = {
-                key: rows[key] if key in rows else from_proto(body_of(obj), cls) for key, obj in objects.items()
+                key: rows[key] if key in rows else self._convert(obj, cls) for key, obj in objects.items()
             }
         return rows
+
+    def _convert(self, obj: cluster_pb2.Object, cls: type[T]) -> T:
+        if self._converted is None:
+            return from_proto(body_of(obj), cls)
+        version = (obj.kind, obj.key, obj.revision)
+        found: T | None = self._converted.get(version)
+        if found is None:
+            found = self._converted[version] = from_proto(body_of(obj), cls)
+        return found
 
 
 class Samples:
