@@ -54,6 +54,10 @@ def _confirm(action: Action, values: Mapping[str, object]) -> None:
 
 async def _execute(action: Action, values: dict[str, object], options: Globals) -> int:
     if action.local:
+        if options.from_ is not None:
+            raise InvalidError(
+                f"{action.name} is about this machine", why="it reads no recording", next="leave out --from"
+            )
         gc.set_threshold(700, 10, 10)  # a host or an agent lives long: Python's own defaults, which __main__ raised
         result = await action.run(None, **values)
         if isinstance(result, int) and not isinstance(result, bool):
@@ -119,7 +123,10 @@ async def _recording(action: Action, options: Globals, stack: AsyncExitStack) ->
     if not action.read:
         raise InvalidError(f"{action.name} changes things", why="a recording is the past", next="leave out --from")
     from gswarm.profiler.recording import Recording
+    from gswarm.profiler.unrecorded import UNRECORDED
 
+    if why := UNRECORDED.get(action.id):
+        raise InvalidError(f"no recording answers {action.name}", why=why, next="leave out --from")
     assert options.from_ is not None
     recording = await asyncio.to_thread(Recording.open, options.from_)
     stack.callback(recording.close)

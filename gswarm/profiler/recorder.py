@@ -129,9 +129,11 @@ class Recorder:
         nodes: Nodes,
         told: Callable[[Told], None],
         rotated: Callable[[int], None] = lambda number: None,
+        status: Callable[[], cluster_pb2.StatusResponse] | None = None,
     ) -> None:
         self.directory, self.session = directory, session
         self._store, self._hub, self._nodes, self._told, self._rotated = store, hub, nodes, told, rotated
+        self._status = status
         self._wanted = frozenset(session.nodes)
         self._metrics = frozenset(session.metrics)
         self._step_us = int(session.interval_s * 1e6)
@@ -381,6 +383,8 @@ class Recorder:
                 body += length_prefixed(1, wire)
         mark = cluster_pb2.WatchResponse(revision=state.revision, list=True)
         mark.time.FromDatetime(state.time)
+        if self._status is not None:
+            mark.host.CopyFrom(self._status())
         self._append(Record.LIST, bytes(body) + mark.SerializeToString())
         self._changed = False
         self._announce()
