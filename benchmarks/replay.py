@@ -51,7 +51,7 @@ def wired(revision: int, *messages: Message) -> State:
     """Messages as a watch carries them."""
     found: State = {}
     for message in messages:
-        kind, key = BY_MESSAGE[type(message)].kind, key_of(message)  # type: ignore[index]
+        kind, key = BY_MESSAGE[type(message)].kind, key_of(message)
         found[kind, key] = wire_of(kind, key, revision, message.SerializeToString())
     return found
 
