@@ -34,8 +34,8 @@ unload: it does at most that much less. Each model has as many of the one and of
 
 *Phases.* A model that runs beside no other is placed once, which splits the plan in two (`phases.py`), or twice at least.
 
-As T grows the need falls and the room grows, so the least T that is not too small is found by bisection. Thresholds r and q are tried over the quantiles of heads and tails; every
-pair is a bound of its own, and so is their maximum.
+As T grows the need falls and the room grows, so the least T that is not too small is found by bisection. Thresholds r and
+q are tried over the quantiles of heads and tails; every pair is a bound of its own, and so is their maximum.
 
 Energetic reasoning: Baptiste, Le Pape, Nuijten, "Satisfiability tests and time-bound adjustments for cumulative
 scheduling problems", Annals of Operations Research 92 (1999). The count of placements is the bin-covering argument of
@@ -44,8 +44,7 @@ Operations Research 37 (1989). Dual feasible functions: Fekete and Schepers, "Ne
 packing problems", Mathematical Programming 91 (2001).
 
 Relaxed where a problem uses the optional parts: several models on a GPU give unloads no price and slots no limit, and a
-placement takes but the share of a GPU that it takes of the largest one's memory; a model that can sleep is loaded once, if
-it is not there at t = 0, and woken otherwise, and a GPU is rid of it by unload or by sleep, whichever is shorter; GPUs that are free later give less room.
+placement takes but the share of a GPU that it takes of the largest one's memory; a model that can sleep is loaded once, X
 """
 
 from __future__ import annotations
