@@ -519,7 +519,7 @@ def test_a_name_cannot_steer_the_terminal() -> None:
         ("generate --config x --requests ./x", "are both x"),
         ("generate --config x --requests y --zipf -1", "not negative"),
         (f"explain {FILES} --plan plan.json --task r9/n1", "there is no request 'r9'"),
-        (f"explain {FILES} --plan plan.json --task r9/n1", "REQUEST/NODE. Did you mean r2 or r1?"),
+        (f"explain {FILES} --plan plan.json --task r9/n1", "REQUEST/NODE. There are: r1, r2"),
         ("explain --config other.json --requests r.json --plan plan.json --task r1/n1", "the plan of other files"),
         (f"explain {FILES} --plan plan.json --task r1/n9", "request r1 has no node 'n9': n1, n2"),
         ("show --plan plan.json --config c.json", "belong together"),
