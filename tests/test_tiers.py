@@ -147,6 +147,12 @@ def test_offline_alone_on_a_gpu_is_never_missed() -> None:
     assert ends(shared) <= ends(plan_with("offline", problem).plan) + 1e-6
 
 
+def test_offline_is_no_worse_where_models_may_sleep_too() -> None:
+    recipe = Recipe(seed=1, requests=80, gpus=6, models=8, load_over_run=4, zipf=0.8, gpu_memory_gb=80, shared=True)
+    awake, asleep = (plan_with("offline", generate(changed(recipe, host_memory_gb=gb))).plan for gb in (0.0, 1000.0))
+    assert ends(asleep) <= ends(awake) + 1e-6
+
+
 # Deadlines
 
 
