@@ -40,9 +40,9 @@ from collections.abc import Sequence
 from gswarm.scheduler.strategies.intake import FOREVER, READY, RUNNING
 from gswarm.scheduler.strategies.pieces import Copy, Line, Task
 from gswarm.scheduler.strategies.placing import Placing
+from gswarm.scheduler.strategies.turns import PASSES_PER_GPU
 from gswarm.scheduler.strategy import Event, Instruction, Start
 
-PASSES_PER_GPU = 64
 LOOKED_AT = 8
 """Tasks looked at for one that was known when the load began."""
 
