@@ -58,7 +58,7 @@ class Online(Placing):
         self,
         wait_bound_s: float = float("inf"),
         *,
-        wait_weight: float = 2.0,
+        wait_weight: float = 1.0,
         switch_weight: float = 2.0,
         demand_weight: float = 0.25,
         balance_weight: float = 2.0,
