@@ -51,7 +51,10 @@ class Placing(Intake):
                 self._claim(line, may_take, f"a task of priority {Rank(rank).name.lower()} waits")
 
     def _claim(self, line: Line, may_take: Callable[[Copy], bool], why: str) -> None:
-        """Move the model to the GPUs that fall free soonest, those of ours whose server it may take among them."""
+        """Move the model to the GPUs that fall free soonest, those of ours whose server it may take among them.
+
+        Of those that are free now, the ones that hold nothing first.
+        """
         found = []
         for place in self._fleet.places.values():
             mine = place.copy
@@ -62,10 +65,11 @@ class Placing(Intake):
                 # One that takes several GPUs may be leaving already, for a move onto another of them.
                 if mine.move is not None or not (s.ours and s.ready and s.reachable and may_take(mine)):
                     continue
-            found.append((max(mine.ends, self._now) if mine and mine.running else self._now, place.number, place))
+            free = max(mine.ends, self._now) if mine and mine.running else self._now
+            found.append((free, mine is not None, place.number, place))
         if len(found) >= line.width:
-            found.sort(key=lambda f: f[:2])
-            self._fleet.begin(line, [f[2] for f in found[: line.width]], why if self.reasons else "", self._now)
+            found.sort(key=lambda f: f[:3])
+            self._fleet.begin(line, [f[3] for f in found[: line.width]], why if self.reasons else "", self._now)
 
     # Loading
 
