@@ -52,7 +52,7 @@ class States:
         age = self._age_s(node.name)
         # A node that has sent nothing yet counts from when this host first saw it.
         is_stale = is_ready and (age is None or age > self._stale_s(node.name))
-        began = now - timedelta(seconds=age or 0.0)
+        began = now - timedelta(seconds=age or 0.0) if is_stale else now
         for rule in self._rules[State.NODE_STALE]:
             if rule.on.takes_node(node.name):
                 self._hold(rule, node.name, "attached, but sends no samples" if is_stale else None, began)
