@@ -51,9 +51,7 @@ async def serve_host(directory: Path) -> None:
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while await reader.readline():
-            rings = [node.ring for node in context.hub._nodes.values()]
-            sizes = (sum(ring.held for ring in rings), sum(ring.size for ring in rings), context.hub.ticks)
-            print(*sizes, flush=True)
+            print(context.hub.held_bytes, context.hub.ticks, flush=True)
 
 
 async def serve_bare() -> None:
@@ -101,7 +99,7 @@ class Server:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     async def rings(self) -> list[int]:
-        """Of the real host: bytes of all nodes' ticks as they are held, as they came, and how many."""
+        """Of the real host: bytes of all nodes' ticks as they are held, and how many there are."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(b"\n")
         return [int(number) for number in (await self.process.stdout.readline()).split()]
@@ -255,7 +253,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
             for number in range(options.rounds):
                 for server in (bare, host) if number % 2 == 0 else (host, bare):
                     await drive(server, options.nodes, options.devices, options.seconds)
-            held, came, ticks = await host.rings()
+            held, ticks = await host.rings()
     extra = [(server.rss[1] - server.rss[0]) / options.nodes / 1024 for server in (host, bare)]
     ratios = [h / b for h, b in zip(host.cpu_s, bare.cpu_s, strict=True)]
     return {
@@ -271,7 +269,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         "host_to_bare_cpu": round(sum(host.cpu_s) / sum(bare.cpu_s), 2),
         "limit": 1.25,
         "ring_bytes_per_tick": round(held / ticks),
-        "tick_bytes": round(came / ticks),
+        "tick_bytes": round(statistics.median(host.received) / options.seconds / options.nodes),
         "ring_kib_per_node": round(held / options.nodes / 1024, 1),
         "host_kib_per_node_over_ring": round(extra[0] - held / options.nodes / 1024, 1),
         "bare_kib_per_node": round(extra[1], 1),

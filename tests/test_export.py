@@ -59,7 +59,6 @@ def odd(directory: Path) -> Path:
     journal.list()
     for layout in (plain, strange, alone):
         journal.schema(layout)
-    made: list[dict[str, float | int | None]]
     numbers: list[float | None] = [0.1, None, 100.0, 1e-9, 12345.678, 3.0, float("inf"), -0.0]
     for number, value in enumerate(numbers * 4):
         journal.now_us = START_US + number * 250_000
@@ -72,7 +71,8 @@ def odd(directory: Path) -> Path:
         journal.tick(tick(plain, journal.now_us, [row, {}], number + 1))
         other: dict[str, float | int | None] = {"their_own": value, "temperature_c": 615 + number, "energy_mj": number}
         layout = alone if number % 3 else strange
-        made = [other, {"power_mw": -number}][: len(layout.device_ids)]
+        every: list[dict[str, float | int | None]] = [other, {"power_mw": -number}]
+        made = every[: len(layout.device_ids)]
         journal.tick(tick(layout, journal.now_us + 1000, made, number + 1))
         if number == 16:
             journal.write()
