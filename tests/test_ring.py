@@ -12,9 +12,11 @@ from gswarm.host.ring import BLOCK, Ring
 KEPT_US = 60
 
 
-@given(st.lists(st.integers(min_value=1, max_value=150), max_size=120), st.integers(0, 160), st.integers(0, 200))
-def test_it_answers_like_a_sorted_list_in_whatever_order_ticks_come(times: list[int], moment: int, span: int) -> None:
-    ring, plain = Ring(KEPT_US, 1 << 20), dict[int, bytes]()
+@given(st.lists(st.integers(1, 150), max_size=150), st.integers(0, 160), st.integers(0, 200), st.integers(0, 2 * BLOCK))
+def test_it_answers_like_a_sorted_list_in_whatever_order_ticks_come(
+    times: list[int], moment: int, span: int, turn: int
+) -> None:
+    ring, plain = Ring(KEPT_US, 1 << 20, turn), dict[int, bytes]()
     for number, time_us in enumerate(times):
         # What is older than all that is kept may come and go.
         wire = b"%d at %d" % (number, time_us)

@@ -16,14 +16,19 @@ Key = tuple[str, str]
 class States:
     """Rules on states. Told of each device and node that changes; asked once a second what is due.
 
-    `age_s` gives the age of a node's newest sample, `stale_s` the age at which that is too old, both in seconds.
+    `age_s` gives the age of a node's newest sample, `stale_s` the age at which that is too old, which is never under
+    `fresh_s`; all in seconds.
     """
 
     def __init__(
-        self, rules: Iterable[Rule], age_s: Callable[[str], float | None], stale_s: Callable[[str], float]
+        self,
+        rules: Iterable[Rule],
+        age_s: Callable[[str], float | None],
+        stale_s: Callable[[str], float],
+        fresh_s: float = 0.0,
     ) -> None:
         self._rules = {state: [r for r in rules if r.when is When.STATE and r.of == state.value] for state in State}
-        self._age_s, self._stale_s = age_s, stale_s
+        self._age_s, self._stale_s, self._fresh_s = age_s, stale_s, fresh_s
         self._since: dict[Key, tuple[datetime, str]] = {}
         """Since when, and why, of each rule and subject whose state holds."""
         self._rule_of = {rule.name: rule for members in self._rules.values() for rule in members}
@@ -43,16 +48,18 @@ class States:
     def see_node(self, node: cluster_pb2.Node, now: datetime) -> None:
         """A node as it is now."""
         is_ready = node.phase == cluster_pb2.NODE_PHASE_READY
+        age = self._age_s(node.name)
+        if is_ready and not self._since and age is not None and age <= self._fresh_s:
+            return  # as nearly always: nothing holds, and nothing begins to
         unreachable = node.phase == cluster_pb2.NODE_PHASE_UNREACHABLE
         for rule in self._rules[State.NODE_UNREACHABLE]:
             if rule.on.takes_node(node.name):
                 self._hold(rule, node.name, (node.detail or "unreachable") if unreachable else None, now)
         if not self._rules[State.NODE_STALE]:
             return
-        age = self._age_s(node.name)
         # A node that has sent nothing yet counts from when this host first saw it.
-        is_stale = is_ready and (age is None or age > self._stale_s(node.name))
-        began = now - timedelta(seconds=age or 0.0)
+        is_stale = is_ready and (age is None or (age > self._fresh_s and age > self._stale_s(node.name)))
+        began = now - timedelta(seconds=age or 0.0) if is_stale else now
         for rule in self._rules[State.NODE_STALE]:
             if rule.on.takes_node(node.name):
                 self._hold(rule, node.name, "attached, but sends no samples" if is_stale else None, began)

@@ -61,7 +61,7 @@ class AlertService:
             Courier(host.store, sink, attempts=config.alerting.attempts) for sink in sinks(config.alerting)
         ]
         self._thresholds = Thresholds(self.rules, lambda device_id: self.store.state.get(Device, device_id))
-        self._states = States(self.rules, host.hub.age_s, self._stale_s)
+        self._states = States(self.rules, host.hub.age_s, self._stale_s, STALE_S)
         self._happenings = Happenings(self.rules)
         self._changes: list[Change] = []
         self._gone: list[str] = []

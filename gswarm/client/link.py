@@ -31,7 +31,7 @@ log = logging.getLogger("gswarm.agent")
 PROGRESS_S = 0.5
 BACKOFF_S = (0.2, 3.0)
 SILENT_BEATS = 5
-"""The host speaks at least at every second beat."""
+"""The host speaks at every third beat, older ones at every second."""
 FINAL = (ForbiddenError, InvalidError, RefusedError, UnauthenticatedError)
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 KEPT = 16
-"""Exchanges looked back on, one every second heartbeat: about a minute."""
+"""Exchanges looked back on, one every third heartbeat: about a minute and a half."""
 SLACK_US = 50_000
 """An exchange that disagrees by more than both their errors and this says that a clock was set."""
 

@@ -54,8 +54,8 @@ from gswarm.v1.cluster_pb2 import Node
 
 log = logging.getLogger("gswarm.host")
 HEARTBEAT_S = 2.0
-TELL_BEATS = 2
-"""We speak at every second beat: to many nodes that is most of what we send."""
+TELL_BEATS = 3
+"""We speak at every third beat: to many nodes that is most of what we send, and agents wait for five."""
 REPORT_GROUP = 256
 PHASE_SLOTS = 10
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -275,6 +275,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         if not isinstance(first, agent_pb2.AttachRequest) or first.WhichOneof("body") != "hello":
             raise InvalidError("an agent says hello first")
         connection = await self._welcome(first.hello, who)
+        del first  # it would be held for as long as the node is here
         reader = asyncio.create_task(self._read(connection, context), name=f"attach-read-{connection.node}")
         writer = asyncio.create_task(self._write(connection, context), name=f"attach-write-{connection.node}")
         applier = asyncio.create_task(self._apply_reports(connection), name=f"attach-apply-{connection.node}")

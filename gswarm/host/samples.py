@@ -29,12 +29,12 @@ NA_U64 = (1 << 64) - 1
 
 @dataclass(slots=True)
 class _Node:
+    ring: Ring
+    """By the node's own clock, which need not be ours."""
     schemas: dict[int, profiler_pb2.MetricSchema] = field(default_factory=dict)
     absent: dict[int, dict[int, profiler_pb2.Absent]] = field(default_factory=dict)
     """Why values of the newest schema are NA, as told last, by device and column; some may have come since."""
     absent_schema: int = 0
-    ring: Ring = field(default_factory=lambda: Ring(int(KEPT_S * 1e6), NODE_LIMIT_BYTES))
-    """By the node's own clock, which need not be ours."""
     latest: profiler_pb2.SampleTick | None = None
     received: float = 0.0
 
@@ -49,9 +49,15 @@ class SampleHub:
         self.ticks = 0
         """Ticks taken since the host started."""
 
+    def _node(self, name: str) -> _Node:
+        if (known := self._nodes.get(name)) is None:
+            ring = Ring(int(KEPT_S * 1e6), NODE_LIMIT_BYTES, len(self._nodes))
+            known = self._nodes[name] = _Node(ring)
+        return known
+
     def add_schema(self, schema: profiler_pb2.MetricSchema) -> None:
         """A node's column layout; must come before the first tick that uses it."""
-        node = self._nodes.setdefault(schema.node, _Node())
+        node = self._node(schema.node)
         node.schemas[schema.id] = schema
         wire = schema.SerializeToString()
         for listener in tuple(self._listeners):
@@ -59,7 +65,7 @@ class SampleHub:
 
     def add(self, tick: profiler_pb2.SampleTick) -> None:
         """One tick of a node. Told twice is taken once; older than the newest (after a cut) is no `latest`."""
-        node = self._nodes.setdefault(tick.node, _Node())
+        node = self._node(tick.node)
         at, wire = tick.time_unix_us, tick.SerializeToString()
         if not node.ring.add(at, wire):
             return

@@ -5,53 +5,125 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gswarm.host.samples import values
+import numpy as np
+
+from gswarm.host.samples import SLOTS
+from gswarm.profiler.columns import Rows, absent
 from gswarm.profiler.metrics import BY_NAME
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Series
+from gswarm.v1.profiler_pb2 import MetricColumn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def rows(recording: Recording, form: str) -> Iterator[str]:
-    """Lines of text, header first for CSV: a column for each metric that any of the nodes gave at any time."""
-    header = ["time", "node", "device", *_metrics(recording)]
+    """Lines of text, header first for CSV: a column for each metric that any of the nodes gave at any time.
+
+    By node and time within a slice of time; a device that was not sampled at a moment of its node is NA then.
+    """
+    metrics = _ordered(recording.metrics)
     if form == "csv":
-        yield _line(header)
-    for schema, tick in recording.ticks():
-        time = (
-            datetime.fromtimestamp(tick.time_unix_us / 1e6, UTC)
-            .isoformat(timespec="milliseconds")
-            .replace("+00:00", "Z")
-        )
-        for index, device in enumerate(schema.device_ids):
-            found = dict(values(schema, tick, index))
-            if form == "json":
-                yield json.dumps({"time": time, "node": tick.node, "device": device, **found}) + "\n"
-                continue
-            given = (found.get(name) for name in header[3:])
-            cells = ("" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in given)
-            yield _line([time, tick.node, device, *cells])
+        yield _line(["time", "node", "device", *metrics])
+    for part, known in recording.slices():
+        held = {name: known[name] for name in part.columns if name in known}
+        for node in dict.fromkeys(part.nodes):
+            yield from _csv(part, node, held, metrics) if form == "csv" else _json(part, node, held)
 
 
-def _metrics(recording: Recording) -> list[str]:
-    """Every column of the recording, those of the table in its order, then what users named."""
-    found = {column.name for schema, _ in recording.ticks() for column in schema.columns}
-    return [name for name in BY_NAME if name in found] + sorted(found - BY_NAME.keys())
+def _ordered(found: Iterable[str]) -> list[str]:
+    """Metrics of the table in its order, then what users named."""
+    names = set(found)
+    return [name for name in BY_NAME if name in names] + sorted(names - BY_NAME.keys())
 
 
-def _line(cells: list[str]) -> str:
+def _line(cells: Sequence[str]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(cells)
     return out.getvalue()
 
 
+def _quoted(text: str) -> str:
+    return _line([text, ""])[:-2]
+
+
+def _csv(part: Rows, node: str, held: Mapping[str, MetricColumn], metrics: Sequence[str]) -> Iterator[str]:
+    grid = _grid(part, node)
+    missing = ["" for _ in range(grid.rows.size)]
+    columns = [
+        _texts(part.columns[name], held[name], grid.rows, "{:g}".format, "") if name in held else missing
+        for name in metrics
+    ]
+    times = [time for time in grid.times for _ in grid.devices]
+    labels = [f"{_quoted(node)},{_quoted(device)}" for device in grid.devices] * len(grid.times)
+    for cells in zip(times, labels, *columns, strict=True):
+        yield ",".join(cells) + "\n"
+
+
+def _json(part: Rows, node: str, held: Mapping[str, MetricColumn]) -> Iterator[str]:
+    grid = _grid(part, node)
+    columns = [
+        _texts(part.columns[name], column, grid.rows, json.dumps, "null", f"{json.dumps(name)}: ")
+        for name, column in held.items()
+    ]
+    times = [f'{{"time": "{time}"' for time in grid.times for _ in grid.devices]
+    labels = [f'"node": {json.dumps(node)}, "device": {json.dumps(device)}' for device in grid.devices]
+    for cells in zip(times, labels * len(grid.times), *columns, strict=True):
+        yield ", ".join(cells) + "}\n"
+
+
+class _Grid(NamedTuple):
+    """Moments and devices of a node, and which of a slice's rows each of them is, moment by moment; -1: none."""
+
+    times: list[str]
+    devices: list[str]
+    rows: NDArray[np.int64]
+
+
+def _grid(part: Rows, node: str) -> _Grid:
+    mine = [index for index, name in enumerate(part.nodes) if name == node]
+    inside = [np.arange(part.starts[index], part.starts[index + 1]) for index in mine]
+    stamps = np.unique(np.concatenate([part.times_us[rows] for rows in inside]))
+    places = np.full((len(stamps), len(mine)), -1, np.int64)
+    for place, rows_of in enumerate(inside):
+        places[np.searchsorted(stamps, part.times_us[rows_of]), place] = rows_of
+    times = [
+        datetime.fromtimestamp(stamp / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        for stamp in stamps.tolist()
+    ]
+    return _Grid(times, [part.device_ids[index] for index in mine], places.ravel())
+
+
+def _texts(
+    values: NDArray[Any],
+    column: MetricColumn,
+    rows: NDArray[np.int64],
+    text: Callable[[float], str],
+    missing: str,
+    before: str = "",
+) -> list[str]:
+    """Each of these rows of a metric as text. Most values come many times, so each is written once."""
+    is_known = ~absent(values)
+    if column.scale or SLOTS[column.type][0] == "f32":
+        values = values.astype(np.float32)  # as it was measured
+    else:
+        text = str
+    unique, place = np.unique(values[is_known], return_inverse=True)
+    places = np.full(len(values) + 1, len(unique))  # the last one stands for no row
+    places[:-1][is_known] = place
+    words = np.array([*(before + text(value) for value in unique.tolist()), before + missing], object)
+    found: list[str] = words[places[rows]].tolist()
+    return found
+
+
 def parquet(series: Sequence[Series], path: Path) -> int:
     """Write a file as a sealed recording's: sorted by device and time, units in the names, null for NA; its rows."""
-    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gswarm.profiler.bulk import Series
+    from gswarm.profiler.columns import Rows
 
 __all__ = ["Recording", "ReplayMirror", "parse_at"]
 T = TypeVar("T")
@@ -206,13 +207,18 @@ class Recording:
         last = self._end_us if end_us is None else end_us
         return series_of(merge([segment.rows(metrics, first, last) for segment in self.segments]), metrics)
 
+    def slices(self) -> Iterator[tuple[Rows, Mapping[str, profiler_pb2.MetricColumn]]]:
+        """Every sample with what its columns are, a slice of time after another. Blocks: call it in a thread."""
+        for segment in self.segments:
+            for rows in segment.slices():
+                yield rows, segment.schemas()
+
     def ticks(self) -> Iterator[tuple[profiler_pb2.MetricSchema, profiler_pb2.SampleTick]]:
         """Every sample tick with its schema, by node and time within a slice of time."""
         from gswarm.profiler.moments import packed
 
-        for segment in self.segments:
-            for rows in segment.slices():
-                yield from packed(rows, segment.schemas())
+        for rows, columns in self.slices():
+            yield from packed(rows, columns)
 
     # State at the cursor
 
