@@ -261,11 +261,11 @@ async def test_a_device_page_shows_throttling_links_and_foreign_processes() -> N
         await tick(feed, pilot)
         shown = text(app)
         for wanted in (
-            "throttled hardware thermal slowdown",
+            "throttled  hardware thermal slowdown",
             "gen 5 ×16  in 2.0M/s  out 0/s",
             "NV18 gpu1",
             "CPUs 0-31",
-            "not given fan",
+            "not given  fan",
         ):
             assert wanted in shown
         assert re.search(r"4711 +python train +ada +3.0 +SM 37 %", shown)
