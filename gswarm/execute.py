@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from gswarm.catalogue import Told
 from gswarm.cli import Globals, render, render_piece, say, writing
 from gswarm.errors import DeadlineError, ExitCode, InvalidError, RefusedError
 from gswarm.views import printable
@@ -61,7 +62,7 @@ async def _execute(action: Action, values: dict[str, object], options: Globals) 
         result = await action.run(None, **values)
         if isinstance(result, int) and not isinstance(result, bool):
             return result
-        if hasattr(result, "tell"):
+        if isinstance(result, Told):
             result.tell(lambda piece: render_piece(piece, options.output))
             return ExitCode.OK
         render(result, options.output, returns=action.returns)

@@ -64,8 +64,8 @@ def wide_among_narrow(gpus: int, narrow: int) -> Problem:
     return build(models, gpus, sorted(requests, key=lambda r: r.arrival))
 
 
-@given(problems(max_tasks=40, max_gpus=6), st.integers(0, 12))
-@settings(max_examples=150, deadline=None)
+@given(problems(max_tasks=40, max_gpus=6, priorities=True), st.integers(0, 12))
+@settings(max_examples=200, deadline=None)
 @example(wide_among_narrow(4, 200), 10)
 @example(wide_among_narrow(3, 120), 0)
 def test_no_ready_task_is_passed_over_more_often_than_the_bound(problem: Problem, max_passed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -183,6 +184,15 @@ async def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_pa
         await actions.plot(None, name, out=tmp_path / "x.svg", device=["n1:gpu7"])  # type: ignore[arg-type]
     with pytest.raises(InvalidError, match="cannot write"):
         await actions.report(None, name, out=tmp_path / "no" / "x.html")  # type: ignore[arg-type]
+    with pytest.raises(InvalidError, match="is no file"):
+        await actions.report(None, name, out=tmp_path, force=True)  # type: ignore[arg-type]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidError, match="is no file"):
+        await actions.export(None, name, out=tmp_path / "pipe", force=True)  # type: ignore[arg-type]
+    assert (tmp_path / "pipe").is_fifo(), "replaced what was no file of ours"
+    (tmp_path / "pipe").unlink()
+    with pytest.raises(InvalidError, match="seed of -1"):
+        await actions.compare(None, name, name, seed=-1)  # type: ignore[arg-type]
     (tmp_path / "x.html").write_text("mine")
     with pytest.raises(RefusedError, match="exists"):
         await actions.report(None, name, out=tmp_path / "x.html")  # type: ignore[arg-type]

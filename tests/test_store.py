@@ -371,7 +371,7 @@ async def test_a_write_that_fails_is_told_to_all_it_concerns_and_the_state_stays
                     tx.put(cluster_pb2.Node(name="big", platform="x" * (2 << 20)))
                 results = await asyncio.gather(
                     store.apply(big, actor="t"), store.apply(big, actor="t"), return_exceptions=True)
-                assert all(isinstance(r, GswarmError) and "could not store" in str(r) for r in results), results
+                assert all(isinstance(r, GswarmError) and "disk is full" in str(r) for r in results), results
                 assert not batches
                 assert [n.name for n in store.state.list(cluster_pb2.Node)] == ["kept"]
                 await store.apply(lambda tx: tx.put(cluster_pb2.Node(name="after")), actor="t")

@@ -70,7 +70,7 @@ class AlertService:
         self._wake = asyncio.Event()
 
     def _stale_s(self, node: str) -> float:
-        return max(STALE_S, STALE_TICKS * self._desired.interval_s(node))
+        return max(STALE_S, STALE_TICKS * self._desired.longest_s(node))
 
     def register(self, server: grpc.aio.Server) -> None:
         """Alerts are read through Watch."""
@@ -178,7 +178,7 @@ class AlertService:
                 tx.put_value(_SEEN, seen)
             return list(tx.list_values(_COUNTED)), int(seen)
 
-        values, self._seen_event = await self.store.apply(operation, actor="host", method="alerts")
+        values, self._seen_event = await self.store.insist(operation, method="alerts")
         counted = {_key(name.removeprefix(_COUNTED)): int(value) for name, value in values}
         firing: dict[tuple[str, str], datetime] = {}
         known = {rule.name: rule for rule in self.rules}
@@ -206,7 +206,7 @@ class AlertService:
             tx.delete(Alert, alert.id)
             tx.event("alert.resolved", f"{alert.name}: {alert.rule} is over: {why}", subject=_subject(alert))
 
-        await self.store.apply(operation, actor="host", method="alerts")
+        await self.store.insist(operation, method="alerts")
 
     async def _settle(self) -> None:
         """Put what has changed into the store, and hand it to the couriers."""

@@ -61,7 +61,7 @@ class DataService(data_pb2_grpc.DataServicer):
                     except TimeoutError:
                         pass
                 else:
-                    await self.store.apply(_expire, actor="host", method="expire")
+                    await self.store.insist(_expire, method="expire")
         finally:
             unsubscribe()
 

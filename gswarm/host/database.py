@@ -20,6 +20,10 @@ NETWORK_FILE_SYSTEMS = frozenset(
 REPLY_KEPT_S = 86_400
 
 
+class DiskFullError(ExhaustedError):
+    """There is no room for a change; nothing of it was kept."""
+
+
 def _to_1(db: sqlite3.Connection) -> None:
     db.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
     db.execute(
@@ -185,8 +189,9 @@ class Database:
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            if "full" in str(error):
-                raise ExhaustedError(
+            # A quota, and a limit on a file's size, are told as an error of writing.
+            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+                raise DiskFullError(
                     "the host's disk is full",
                     why=f"{self.path}: {error}",
                     next="free space there; nothing of this change was kept",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -230,7 +231,9 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             if connection := self._connections.pop(node.name, None):
                 connection.closed.set()
             if node.phase == cluster_pb2.NODE_PHASE_READY:
-                await self.store.apply(lost(node.name, silent_s), actor="host", method="silence")
+                # A full disk must not keep heartbeats back: it is noticed again at the next.
+                with contextlib.suppress(ExhaustedError):
+                    await self.store.apply(lost(node.name, silent_s), actor="host", method="silence")
 
     async def _notice_clocks(self) -> None:
         found: dict[str, Offset] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gswarm.errors import GswarmError, RefusedError, UnreachableError
-from gswarm.host.database import Database, Rows
+from gswarm.host.database import Database, DiskFullError, Rows
 from gswarm.host.state import Batch, Changed, Entry, State
 from gswarm.kinds import BY_KIND, BY_MESSAGE, M, key_of, wire_of
 from gswarm.v1 import common_pb2
@@ -26,6 +27,9 @@ Operation = Callable[["Transaction"], R]
 GROUP_LIMIT = 512
 WATCHED_EVENTS = 1_000
 REPLY_SWEEP = 10_000
+ROOM_S = 2.0
+"""How often it is looked whether a full disk has room again."""
+log = logging.getLogger("gswarm.host")
 
 __all__ = ["Batch", "Changed", "Entry", "Operation", "State", "Store", "Transaction"]
 
@@ -412,6 +416,18 @@ class Store:
         job = _Job(operation, actor, meta, method, digest, reply_type, durable, future)
         self._writer.jobs.put(job)  # type: ignore[arg-type]
         return await future
+
+    async def insist(self, operation: Operation[R], *, actor: str = "host", method: str = "") -> R:
+        """Run a durable operation that nobody else would try again; while the disk is full it waits for room.
+
+        It may run several times: only the last run counts. Raises whatever the operation raises.
+        """
+        while True:
+            try:
+                return await self.apply(operation, actor=actor, method=method)
+            except DiskFullError as error:
+                log.warning("%s waits for room: %s", method, error)
+            await asyncio.sleep(ROOM_S)
 
     def subscribe(self, callback: Callable[[Batch], None]) -> Callable[[], None]:
         """Call `callback` on the loop with every batch, in order; the returned function ends it."""

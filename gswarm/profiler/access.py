@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gswarm import net
+from gswarm.errors import InvalidError
 from gswarm.names import check_name
 from gswarm.v1 import profiler_pb2
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def pull(swarm: Swarm, name: str, directory: Path) -> None:
-    """Copy a recording's files into `directory`. Raises NotFoundError."""
+    """Copy a recording's files into `directory`. Raises NotFoundError, or InvalidError when it cannot be written."""
     import grpc.aio
 
     stream = swarm.channel.unary_stream(
@@ -33,9 +35,16 @@ async def pull(swarm: Swarm, name: str, directory: Path) -> None:
                 file = (directory / check_name(part.path, "file name")).open("wb")
             if file is not None:
                 await asyncio.to_thread(file.write, part.chunk)
+        if file is not None:
+            file.close()
     except grpc.aio.AioRpcError as error:
         net.raise_error(error, swarm.address)
+    except OSError as error:
+        raise InvalidError(
+            f"cannot write {directory}", why=(error.strerror or str(error)).lower(), field="out"
+        ) from None
     finally:
         stream.cancel()
         if file is not None:
-            file.close()
+            with contextlib.suppress(OSError):  # what is buffered still: it has failed above
+                file.close()

@@ -9,19 +9,15 @@ import numpy as np
 
 from gswarm.profiler import findings
 from gswarm.profiler.history import History, Span, SpanKind
+from gswarm.profiler.metrics import CLOCK_EVENTS, POWER_CAP
+from gswarm.profiler.metrics import THROTTLES as ALARMING
 from gswarm.profiler.series import Column, Flags, Floats, Series, Times
 from gswarm.profiler.types import Analysis, DeviceFigures, MetricFigures, ModelFigures, NodeFigures, Throttled
 from gswarm.queue.types import TaskPhase
 
 IDLE_BELOW_PERCENT = 5.0
 """A device under this GPU utilisation is idle: a display or a monitor alone keeps it above 0."""
-THROTTLES = {
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "power brake",
-}
+THROTTLES = {bit: name for bit, name in CLOCK_EVENTS if bit & (ALARMING | POWER_CAP)}
 """The bits of nvmlClocksEventReasons that hold clocks down against the wish of who uses the device. Idle (0x1), clocks
 set by the user (0x2), sync boost (0x10) and display (0x100) do not."""
 KINDS = {"gpu": "GPU", "mig": "MIG", "simulated": "SIM", "cpu": "CPU"}
@@ -184,7 +180,7 @@ def within(times_us: Times, spans: Sequence[Span]) -> Flags:
 
 
 def _device(one: Series, history: History) -> DeviceFigures:
-    weights = one.holds_s(history.interval_s)
+    weights = one.holds_s(history.interval_s, history.slowest_s)
     always = np.ones(len(weights), np.bool_)
     idles, known = idle(one)
     is_cpu = history.is_cpu(one.device)

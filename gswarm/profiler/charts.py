@@ -70,7 +70,7 @@ def _device(name: str, series: Sequence[Series], history: History) -> str:
     if len(short) == 1:
         return short[0]
     meant = [alias for alias, device in aliases.items() if device in short]
-    hint = f"did you mean {' or '.join(meant)}?" if meant else near(name, aliases)
+    hint = f"did you mean {' or '.join(meant)}?" if meant else near(name, aliases) or f"there are: {', '.join(aliases)}"
     raise InvalidError(f"{name!r} is no device of this recording", next=hint, field="device")
 
 
@@ -83,7 +83,7 @@ def line(one: Series, history: History, metric: str) -> Line:
         values, unit = rates(one, column), f"{unit}/s"
     factor, unit = _SCALES.get(unit, (1.0, unit))
     x = (one.times_us - history.start_us) / 1e6
-    holds = one.holds_s(history.interval_s)
+    holds = one.holds_s(history.interval_s, history.slowest_s)
     return Line(one.device, label(history, one.device), metric, unit, x, values / factor, holds)
 
 

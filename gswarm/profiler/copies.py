@@ -14,6 +14,7 @@ from gswarm.errors import GswarmError, InvalidError, RefusedError
 from gswarm.names import check_name
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.access import pull
+from gswarm.profiler.reading import is_directory
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.types import Pulled, Recovered
 
@@ -40,7 +41,12 @@ async def pull_to(swarm: Swarm | Recording, name: str, out: Path | None) -> Pull
 
 def _make_anew(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o700, parents=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise InvalidError(
+            f"cannot make {directory}", why=(error.strerror or str(error)).lower(), field="out"
+        ) from None
 
 
 def _settle(part: Path, target: Path) -> tuple[int, int]:
@@ -55,7 +61,7 @@ def _settle(part: Path, target: Path) -> tuple[int, int]:
 async def recover(recording: str) -> Recovered:
     """Seal what of a recording is not sealed, in a child process. Raises GswarmError, then nothing is changed."""
     directory = Path(recording)
-    if not await asyncio.to_thread((directory / manifests.MANIFEST).is_file):
+    if not await asyncio.to_thread(is_directory, recording):
         directory = state_dir() / "recordings" / check_name(recording, "session name")
     await asyncio.to_thread(manifests.read, directory)
     process = await asyncio.create_subprocess_exec(

@@ -172,6 +172,7 @@ CLOCK_EVENTS: tuple[tuple[int, str], ...] = (
     (0x400, "reliability"),
 )
 """Bits of `clock_event_reasons` (nvmlClocksEventReason* in nvml.h) and what they are called."""
+POWER_CAP = 0x004
 THROTTLES = 0x008 | 0x020 | 0x040 | 0x080
 """Those of them that mean that the device is too hot or its power is failing; a power cap is by design."""
 

@@ -69,6 +69,8 @@ async def compare(swarm: Swarm, a: str, b: str, *, metrics: Sequence[str], confi
     """Two recordings side by side."""
     from gswarm.profiler import comparison, history, series
 
+    if seed < 0:
+        raise InvalidError(f"a seed of {seed} cannot be", next="0 or more", field="seed")
     if not 0.5 <= confidence < 1:
         raise InvalidError(
             f"a confidence of {confidence:g} cannot be", next="from 0.5 to under 1, as 0.95", field="confidence"
@@ -193,8 +195,11 @@ def _write_text(part: Path, pieces: Iterable[str]) -> int:
 
 
 def _check_free(target: Path, force: bool) -> None:
-    if target.exists() and not force:
-        raise RefusedError(f"{target} exists", next="use --force, or --out with another name", field="out")
+    if target.exists():
+        if not target.is_file():  # a device or a directory is never replaced
+            raise InvalidError(f"{target} is no file", next="name one with --out", field="out")
+        if not force:
+            raise RefusedError(f"{target} exists", next="use --force, or --out with another name", field="out")
 
 
 def _check_matplotlib() -> None:

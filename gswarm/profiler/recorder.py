@@ -21,6 +21,7 @@ from gswarm.host.samples import SampleHub
 from gswarm.host.state import Batch, Changed
 from gswarm.kinds import BY_KIND, wire_of
 from gswarm.profiler import manifest as manifests
+from gswarm.profiler.adaptive import EARLY_S
 from gswarm.profiler.journal import Record, Writer, frame
 from gswarm.profiler.manifest import Manifest
 from gswarm.profiler.recording import Recording
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gswarm.host")
 R = TypeVar("R")
+EARLY_US = int(EARLY_S * 1e6)
 LIST_EVERY_S = 60.0
 FLUSH_S = (0.1, 1.0)
 """How long a record waits for others to be written with it: the session's interval within these bounds."""
@@ -85,6 +87,7 @@ def manifest_of(session: profiler_pb2.Session) -> Manifest:
         started,
         stopped,
         session.actor,
+        slowest_s=session.slowest_s,
     )
 
 
@@ -188,8 +191,11 @@ class Recorder:
             await self._wake.wait()
             # Wait for others to be written with it.
             await asyncio.sleep(min(max(self.session.interval_s, FLUSH_S[0]), FLUSH_S[1]))
-            if self._changed and time.monotonic() - listed >= LIST_EVERY_S:
-                self._full_list()
+            if time.monotonic() - listed >= LIST_EVERY_S:
+                if self._changed:
+                    self._full_list()
+                else:
+                    self._announce()
                 listed = time.monotonic()
             if not await self._flush():
                 self._tell()
@@ -244,19 +250,27 @@ class Recorder:
     async def _next(self) -> bool:
         """Go on in another journal and hand the full one over; False while there is no room: then it grows on."""
 
-        def change() -> None:
-            following = Writer(manifests.files(self.directory, self._number + 1).journal)
-            if self._writer is not None:
-                self._writer.close()
-            self._writer = following
-
+        path = manifests.files(self.directory, self._number + 1).journal
         try:
-            await _whole(change)
+            following = await _whole(lambda: Writer(path))
         except OSError as error:
             log.warning("session %s: no new journal: %s", self.session.name, error.strerror)
             return False
-        self._number += 1
+        # Without a pause between: what came until now ends the full journal, what comes from now on follows the list.
+        full, rest = self._writer, bytes(self._buffer)
+        self._writer, self._buffer = following, bytearray()
         self._full_list()
+        try:
+            if full is not None:
+                await _whole(partial(full.append, rest))
+                await _whole(full.close)
+        except OSError as error:
+            log.warning("session %s: no new journal: %s", self.session.name, error.strerror)
+            self._writer, self._kept = full, rest
+            await _whole(following.close)
+            await _whole(partial(path.unlink, missing_ok=True))
+            return False
+        self._number += 1
         self._rotated(self._number - 1)
         return True
 
@@ -336,7 +350,7 @@ class Recorder:
 
     def _has(self, node: str, time_us: int) -> bool:
         """Whether a tick's slot of time is written: a session slower than the agent takes the first of each interval."""
-        slot = (time_us + self._step_us // 4) // self._step_us
+        slot = (time_us + EARLY_US) // self._step_us
         newest = self._newest.get(node)
         if newest is None or slot > newest:
             self._newest[node] = slot
@@ -373,6 +387,10 @@ class Recorder:
             mark.host.CopyFrom(self._status())
         self._append(Record.LIST, bytes(body) + mark.SerializeToString())
         self._changed = False
+        self._announce()
+
+    def _announce(self) -> None:
+        """Every schema again: without it ticks mean nothing, and one copy is one flipped bit."""
         for node in self._hub.nodes():
             if self.wants(node):
                 for schema in self._hub.schemas(node):

@@ -37,7 +37,7 @@ def delete(tx: Transaction, session: Session, why: str = "") -> None:
 async def remove(store: Store, root: Path, name: str) -> None:
     """Delete the files of a session that `delete` was called for."""
     await asyncio.to_thread(shutil.rmtree, root / check_name(name, "session name"), True)
-    await store.apply(lambda tx: tx.put_value(GONE + name, None), actor="host", method="recording-gone")
+    await store.insist(lambda tx: tx.put_value(GONE + name, None), method="recording-gone")
 
 
 async def tidy(store: Store, root: Path) -> None:
@@ -53,7 +53,7 @@ async def tidy(store: Store, root: Path) -> None:
             except GswarmError as error:
                 log.warning("%s was left alone: %s", path, error)
                 continue
-            await store.apply(_adopting(path, found), actor="host", method="adopt")
+            await store.insist(_adopting(path, found), method="adopt")
 
 
 def _recordings(root: Path) -> list[Path]:
@@ -66,6 +66,7 @@ def _adopting(path: Path, found: Manifest) -> Callable[[Transaction], None]:
             name=path.name,
             nodes=found.nodes,
             interval_s=found.interval_s,
+            slowest_s=found.slowest_s,
             metrics=found.metrics,
             tags=found.tags,
             phase=profiler_pb2.SESSION_PHASE_STOPPED,  # sealed next, if it is not yet
@@ -110,5 +111,5 @@ async def expire(store: Store, root: Path, limits: ProfilerConfig) -> None:
             delete(tx, found, why)
             return True
 
-        if await store.apply(operation, actor="host", method="retention"):
+        if await store.insist(operation, method="retention"):
             await remove(store, root, name)

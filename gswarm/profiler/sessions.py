@@ -107,7 +107,7 @@ class Sessions:
                 if task is None or task.phase in TASK_ENDED:
                     why = f"task {session.until_task} has ended"
             if why:
-                await self.store.apply(stopping(session.name, why), actor="host", method="session-end")
+                await self.store.insist(stopping(session.name, why), method="session-end")
         self._awaited = frozenset(awaited)
 
     async def _reconcile(self, group: asyncio.TaskGroup) -> None:
@@ -205,7 +205,7 @@ class Sessions:
             tx.put(session)
 
         try:
-            await self.store.apply(operation, actor="host", method="seal")
+            await self.store.insist(operation, method="seal")
             if problem:
                 await asyncio.sleep(SEAL_AGAIN_S)
         finally:

@@ -79,7 +79,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Dispatch until cancelled."""
         self.history.load(await self.store.apply(read, actor="host", durable=False))
-        await self.store.apply(self._renew_all, actor="host", method="leases")
+        await self.store.insist(self._renew_all, method="leases")
         unsubscribe = self.store.subscribe(self._on_batch)
         self._learn_all()
         self._archivable = [w.id for w in self.store.state.list(Workflow) if w.phase != queue_pb2.WORKFLOW_PHASE_ACTIVE]
@@ -207,7 +207,7 @@ class Dispatcher:
         if self._group is not None:
             name, body = value
             self._group.create_task(
-                self.store.apply(lambda tx: tx.put_value(name, body), actor="host", method="history"), name="history"
+                self.store.insist(lambda tx: tx.put_value(name, body), method="history"), name="history"
             )
 
     # One round
@@ -309,6 +309,8 @@ class Dispatcher:
         refused: list[str] = []
 
         def operation(tx: Transaction) -> str:
+            leases.clear()
+            refused.clear()
             current = tx.get(Service, server)
             for order in orders:
                 task = tx.edit(Task, order.job)
@@ -330,7 +332,7 @@ class Dispatcher:
 
         self._starting = {order.job for order in orders}
         try:
-            node = await self.store.apply(operation, actor="host", method="lease")
+            node = await self.store.insist(operation, method="lease")
         finally:
             self._starting = set()
         self._events += [seam.Withdrawn(job) for job in refused]
@@ -343,7 +345,7 @@ class Dispatcher:
         """Serve a model where the strategy wants it; a refusal is told to it."""
         request = models_pb2.ServeRequest(model=order.model, devices=order.devices, owner=common_pb2.OWNER_PLANNER)
         try:
-            await self.store.apply(operations.serve(request), actor="planner", method="load")
+            await self.store.insist(operations.serve(request), actor="planner", method="load")
         except GswarmError as error:
             log.info("the planner cannot load %s on %s: %s", order.model, order.devices[0], error)
             self._events.append(seam.LoadRefused(order.model, order.devices[0]))
@@ -357,7 +359,7 @@ class Dispatcher:
             if known is not None and known.owner == common_pb2.OWNER_PLANNER:
                 operations.stop_service(order.server)(tx)
 
-        await self.store.apply(operation, actor="planner", method="unload")
+        await self.store.insist(operation, actor="planner", method="unload")
 
     @property
     def unfinished(self) -> int:
@@ -371,21 +373,19 @@ class Dispatcher:
             if task.phase == READY:
                 await self._start_own(task)
             elif task.phase == RUNNING and (outcome := self._own_outcome(task)) is not None:
-                await self.store.apply(
-                    partial(_end_own, task_id=task.id, done=outcome[0], why=outcome[1]),
-                    actor="host",
-                    method="task",
+                await self.store.insist(
+                    partial(_end_own, task_id=task.id, done=outcome[0], why=outcome[1]), method="task"
                 )
 
     async def _start_own(self, task: Task) -> None:
         try:
-            await self.store.apply(partial(self._begin_own, task_id=task.id), actor=task.actor, method="task")
+            await self.store.insist(partial(self._begin_own, task_id=task.id), actor=task.actor, method="task")
         except GswarmError:
             raise
         except Exception:  # our own mistake costs this task, not the queue
             log.exception("task %s could not be carried out", task.id)
             why = "the host failed to do this; see gswarm logs host"
-            await self.store.apply(partial(_give_up, task_id=task.id, why=why), actor="host", method="task")
+            await self.store.insist(partial(_give_up, task_id=task.id, why=why), method="task")
 
     def _begin_own(self, tx: Transaction, task_id: str) -> None:
         task = tx.edit(Task, task_id)
@@ -438,7 +438,7 @@ class Dispatcher:
         ]
         due = [key for key, task in self._backoff.items() if task.retry_at.seconds <= wall]
         if lost or due:
-            await self.store.apply(lambda tx: _take_back(tx, lost, due), actor="host", method="timers")
+            await self.store.insist(lambda tx: _take_back(tx, lost, due), method="timers")
         if self._unfinished:
             self._plan_due = True
         await self._archive()
@@ -452,7 +452,7 @@ class Dispatcher:
             if workflow is None:
                 continue
             watched -= workflow.tasks
-            await self.store.apply(partial(_archive, workflow_id=name), actor="host", method="archive")
+            await self.store.insist(partial(_archive, workflow_id=name), method="archive")
 
     def renewed(self, attempts: Iterable[agent_pb2.TaskAttempt]) -> None:
         """An agent still works on these."""

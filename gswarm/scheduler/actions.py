@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from gswarm.catalogue import Doc, action
+from gswarm.catalogue import Doc, Told, action
 from gswarm.errors import InvalidError
-from gswarm.scheduler.types import Explanation, Flaw, Outcome, Told, Verdict
+from gswarm.scheduler.types import Explanation, Flaw, Outcome, Verdict
 
 SECONDS = 2.0
 """Of search by default; more of them find a little more."""

@@ -19,7 +19,8 @@ from gswarm.scheduler.plan import Plan, late_requests
 from gswarm.scheduler.problem import Problem, ProblemError
 from gswarm.scheduler.problem import replace as replaced
 from gswarm.scheduler.strategies import crowding
-from gswarm.scheduler.strategies.batching import MANY, Instance, Pass
+from gswarm.scheduler.strategies.batching import Pass
+from gswarm.scheduler.strategies.instance import MANY, Instance
 from gswarm.scheduler.strategies.policy import GREEDY, Policy, drawn, mutated
 from gswarm.scheduler.strategies.sleeping import SleepingPass
 
