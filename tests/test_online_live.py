@@ -53,6 +53,14 @@ def starts(out: Sequence[Instruction]) -> list[str]:
     return [order.job for order in out if isinstance(order, Start)]
 
 
+def test_any_number_of_due_tasks_that_no_device_can_take_stand_aside() -> None:
+    strategy = Online(wait_bound_s=60)
+    strategy.handle(0, [*devices(1), model("far", "elsewhere"), model("near", "d0"), *jobs("far", 3000)])
+    strategy.handle(1, [up("near", "d0"), *jobs("near", 1)])
+    assert starts(strategy.handle(100, [Ticked(), *jobs("near", 2)[1:]])) == []  # the first still runs
+    assert starts(strategy.handle(101, [Completed("near0")])) == ["near1"]
+
+
 # Servers out of reach
 
 
