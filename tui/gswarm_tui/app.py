@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
+from gswarm.cluster.types import Listing
 from gswarm.errors import GswarmError
 
 from . import themes
@@ -235,7 +236,7 @@ class Console(Acting):
         from .report import Report, lines_of
 
         alerts = sorted(self.snapshot.alerts.values(), key=lambda a: (a.since is None, a.since), reverse=True)
-        lines = lines_of(alerts) if alerts else []
+        lines = lines_of(Listing(alerts, time=self.snapshot.now)) if alerts else []
         told = {alert.message for alert in alerts}
         rest = [alarm for alarm in (self.view.totals.alarms if self.view is not None else ()) if alarm not in told]
         lines += [(("▲ ", "changing"), (alarm, "text")) for alarm in rest]
