@@ -262,7 +262,9 @@ def _summary(view: View, loads: int, planned: set[str], stints: Sequence[_Stint]
     ready = [t for t in view.tasks.values() if t.phase == queue_pb2.TASK_PHASE_READY]
     with_model = [t for t in ready if t.model]
     waits = [
-        (view.now - t.ready_at.ToDatetime(view.now.tzinfo)).total_seconds() for t in ready if t.HasField("ready_at")
+        (view.now - t.ready_at.ToDatetime(view.now.tzinfo)).total_seconds()
+        for t in ready
+        if t.HasField("ready_at") and t.id in planned  # for what no device can take no bound is kept
     ]
     seen = [stint.runs_seen for stint in stints]
     plan = Plan(
