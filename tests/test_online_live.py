@@ -281,4 +281,4 @@ def test_reasons_are_given_to_the_live_queue() -> None:
     strategy = create("online", wait_bound_s=60.0)
     first = [*devices(1), model("a", "d0"), model("b", "d0"), *jobs("a", 1)]
     (load,) = strategy.handle(0, first)
-    assert isinstance(load, Load) and load.reason == "1 tasks wait and it is loaded nowhere"
+    assert isinstance(load, Load) and load.reason == "1 task waits and it is loaded nowhere"

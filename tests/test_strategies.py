@@ -117,7 +117,7 @@ def test_nothing_is_decided_by_what_comes_later(name: str, problem: Problem, dat
 
 @pytest.mark.parametrize("name", [*NAMES, "offline"])
 @given(problem=st.one_of(problems(tiers=True), problems(tiers=True, optional=True)), online=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_plans_with_memory_tiers_are_valid_and_above_the_bound(name: str, problem: Problem, online: bool) -> None:
     online = online and name != "offline"
     problem = problem if online else problem.offline()
@@ -128,7 +128,7 @@ def test_plans_with_memory_tiers_are_valid_and_above_the_bound(name: str, proble
 
 @pytest.mark.parametrize("name", CAUSAL)
 @given(problem=problems(max_tasks=30, tiers=True), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_with_memory_tiers_nothing_is_decided_by_what_comes_later(
     name: str, problem: Problem, data: st.DataObject
 ) -> None:

@@ -1,31 +1,36 @@
 """Drain what is loaded, keep copies in proportion to demand, move GPUs to where the wait is; causal, bounded.
 
 It decides on arrival and completion only. The rules, with weights that are ratios, so that no unit needs tuning. S is
-what it costs to switch to a model (load and unload, seconds); a model's *clearing time* is the seconds of work of its
-ready tasks over its servers.
+what it costs to switch to a model (load and unload, seconds). A model's *servers* are those that can be reached and stay,
+and those that are being loaded; its *clearing time* is the seconds of work of its ready tasks over its servers.
 
-1. *Drain.* A server starts tasks of its model while there are any: those first that can still meet a deadline, the
-   earliest one first; then oldest request first, which is what the slowest responses ask for. A task that waits for no other counts as `wait_weight` S older, so that requests begin early.
+1. *Drain.* A server starts tasks of its model while there are any: by priority; of one priority those first that can still
+   meet a deadline, the earliest one first; then the oldest request, which is what the slowest responses ask for. A task
+   that waits for no other counts as `wait_weight` S older, so that requests begin early.
 2. *Load where it costs nothing.* Idle GPUs go to a model with ready tasks and no server; then to one whose clearing
    time is above `switch_weight` S; then, within its share of the GPUs, to one whose clearing time is above
    `demand_weight` S. The share is that of its demand in all GPU-seconds asked so far, old ones counting less (the mix
-   is learned as it goes). Idle GPUs are given up by models with the least demand a server first.
+   is learned as it goes). Idle GPUs are given up by models with the least demand a server first. What is left over goes,
+   ahead of any ready task, to models that are nowhere and whose tasks wait for others.
 3. *Balance.* A model whose clearing time with one more server is `balance_weight` S above what another one would be
    left with takes a server from it. A wide model claims the GPUs that fall free soonest, if they do within `NEAR` S:
    they are not kept idle for longer than that, and not at all when they are not wanted.
+4. *Priorities.* A model that is nowhere, and one of whose ready tasks has more than the lowest priority, claims the GPUs
+   that fall free soonest of servers whose waiting tasks all have a lower one, once those servers have run something.
 
-4. *Priorities.* Tasks of one model go by priority first. A model that is nowhere claims the GPUs of a server all of whose
-   waiting tasks have a lower priority than one of its own, once that server has run something.
-
-The bound. A ready task is passed over once for each task that became ready later and starts before it, anywhere. No
-task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU or, where loads dwarf the tasks,
+The bound. A ready task is passed over once for each task that became ready later and leaves the line before it, anywhere.
+No task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU or, where loads dwarf the tasks,
 `PASSES_PER_LOAD` for each task that takes as long as loading every model once): when the oldest ready task was
 passed over so often, nothing starts but that task. The oldest one is passed over most, since whoever passes over some
-task passes over the oldest one too; so the check before each start bounds all, wide ones too. It comes to its turn:
-nothing else starts, so what runs ends, and it may claim any GPUs of ours. From half of that on it is *due*: it goes
-first on its model's next server, or claims the GPUs that fall free soonest, so that the hard stop is seldom needed. A
-task also is due when it has waited `wait_bound_s`, but then it takes no GPUs from a model whose own tasks have waited as
-long. Tasks that nothing can be done for (their model is not there, or all it fits on belongs to others) are not in line.
+task passes over the oldest one too; so the check before each start bounds all, whatever their width or priority, and
+whatever was loaded ahead. It comes to its turn: nothing else starts, so what runs ends; claims of others are called off,
+and it may claim any GPUs of ours that can be reached. From half of that on it is *due*: it goes first on its model's next
+server, or claims the GPUs that fall free soonest, so that the hard stop is seldom needed. A task also is due when it has
+waited `wait_bound_s`, but then it takes no GPUs from a model whose own tasks have waited as long. Tasks that nothing can
+be done for (their model is not there, or all it fits on belongs to others or is out of reach) are not in line; they join it
+anew when something can.
+
+What it knows is kept in `intake.py`, where models go is decided in `placing.py`, and `fleet.py` carries it out.
 """
 
 from __future__ import annotations
@@ -36,9 +41,10 @@ from collections.abc import Sequence
 from gswarm.scheduler.strategies.intake import FOREVER, READY, RUNNING
 from gswarm.scheduler.strategies.pieces import Copy, Line, Task
 from gswarm.scheduler.strategies.placing import Placing
+from gswarm.scheduler.strategies.turns import PASSES_PER_GPU
 from gswarm.scheduler.strategy import Event, Instruction, Start
 
-PASSES_PER_GPU, PASSES_PER_LOAD = 64, 8
+PASSES_PER_LOAD = 8
 LOOKED_AT = 8
 """Tasks looked at for one that was known when the load began."""
 
@@ -52,7 +58,7 @@ class Online(Placing):
         self,
         wait_bound_s: float = float("inf"),
         *,
-        wait_weight: float = 2.0,
+        wait_weight: float = 1.0,
         switch_weight: float = 2.0,
         demand_weight: float = 0.25,
         balance_weight: float = 2.0,

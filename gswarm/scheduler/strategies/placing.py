@@ -112,7 +112,7 @@ class Placing(Intake):
         elif self._load_beside(line):
             return True
         else:
-            why = f"{line.count} tasks wait and it is loaded nowhere"
+            why = f"{_tasks(line.count)} and it is loaded nowhere"
         good = []
         for _, _, place, other in idle:
             allowed = other is not line and place.move is None and (spare is None or spare[other])
@@ -144,7 +144,7 @@ class Placing(Intake):
                 if len(places) < line.width and not copy.line.count and not copy.line.blocked:
                     places += [p for p in copy.places if fleet.takes(line, p)]
             if len(places) >= line.width:
-                why = f"{line.blocked} tasks that wait for others will need it" if self.reasons else ""
+                why = f"{_tasks(line.blocked)} for others to end, and will need it" if self.reasons else ""
                 fleet.begin(line, places[: line.width], why, self._now)
 
     def _load_beside(self, line: Line) -> bool:
@@ -152,7 +152,7 @@ class Placing(Intake):
         fleet = self._fleet
         for place in fleet.shared.values():
             if fleet.takes(line, place) and fleet.has_room(line, place):
-                fleet.load_beside(line, place, f"{line.count} tasks wait" if self.reasons else "", self._now)
+                fleet.load_beside(line, place, _tasks(line.count) if self.reasons else "", self._now)
                 return True
         for place in fleet.shared.values():
             for copy in place.copies.values():
@@ -201,3 +201,7 @@ class Placing(Intake):
         found.sort(key=lambda f: f[:2])
         why = f"{worst.clear_s(1):.1f} s of work a server, others have {self.balance_weight:g} switches less"
         fleet.begin(worst, [f[2] for f in found[: worst.width]], why if self.reasons else "", self._now)
+
+
+def _tasks(count: int) -> str:
+    return "1 task waits" if count == 1 else f"{count} tasks wait"
