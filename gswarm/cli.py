@@ -152,7 +152,7 @@ def _main(words: list[str], options: Globals, room: str) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stderr.write(error.ctx.get_help() + "\n")
             return ExitCode.USAGE
-        what, _, meant = str(error.format_message()).rstrip(".").partition(". Did you mean ")
+        what, _, meant = " ".join(str(error.format_message()).split()).rstrip(".").partition(". Did you mean ")
         raise InvalidError(what, next=f"did you mean {meant}" if meant else _hint(error)) from None
     except typer.Abort:
         raise KeyboardInterrupt from None

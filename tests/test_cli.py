@@ -106,8 +106,9 @@ def said(swarm: Installation, *words: str, code: int) -> str:
         ("--at +12m queue list", "--from"),
         ("--from . --at +12m model serve sim-7b", "changes things"),
         ("--from . token list", "no secrets"),
-        ("--from . model logs sim-7b", "leave out --from"),
-        ("--from . logs", "this machine"),
+        ("--from . model logs sim-7b", "stays on their nodes"),
+        ("--from . logs host", "this machine"),
+        ("logs", "Missing argument 'role'. Choose from: host, agent"),
         ("queue submit nowhere.yaml", "nowhere.yaml"),
     ],
 )

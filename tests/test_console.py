@@ -21,16 +21,18 @@ from gswarm_tui.overview import Overview
 from gswarm_tui.pages.device import DevicePage
 from gswarm_tui.pages.task import TaskPage
 from gswarm_tui.panes.devices import folded
+from gswarm_tui.report import Report, lines_of
 from gswarm_tui.snapshot import Link, Snapshot
 from gswarm_tui.widgets.table import Row, Table, made, settled
 from textual.pilot import Pilot
 
 from gswarm.alert.types import Alert
-from gswarm.cluster.types import Device, DevicePath, DeviceProcess, Kind, Node, NodePhase, PathKind, Severity
+from gswarm.cluster.types import Device, DevicePath, DeviceProcess, Event, Kind, Node, NodePhase, PathKind, Severity
 from gswarm.errors import RefusedError
 from gswarm.model.types import Model, Service
 from gswarm.queue.types import Task
-from tests.support.swarm import FakeFeed, FakeSwarm
+from gswarm.views import table
+from tests.support.swarm import NOON, FakeFeed, FakeSwarm
 
 
 @asynccontextmanager
@@ -261,11 +263,11 @@ async def test_a_device_page_shows_throttling_links_and_foreign_processes() -> N
         await tick(feed, pilot)
         shown = text(app)
         for wanted in (
-            "throttled hardware thermal slowdown",
+            "throttled  hardware thermal slowdown",
             "gen 5 ×16  in 2.0M/s  out 0/s",
             "NV18 gpu1",
             "CPUs 0-31",
-            "not given fan",
+            "not given  fan",
         ):
             assert wanted in shown
         assert re.search(r"4711 +python train +ada +3.0 +SM 37 %", shown)
@@ -281,6 +283,38 @@ async def test_a_task_page_says_why_where_and_what_would_change_it() -> None:
         assert "because no device can take llama-70b" in shown
         assert "device by device" in shown and "has 80G" in shown
         assert "model download llama-70b --node n2" in shown
+
+
+async def test_a_lists_what_the_first_line_counts() -> None:
+    async with console(120, 40) as (app, feed, pilot):
+        since = feed.swarm.now - timedelta(minutes=3)
+        hot = Alert("hot/x", "hot", Severity.WARNING, since=since, message="n1:gpu0: temperature_c 91, above 85")
+        feed.swarm.data.put("hot/x", hot)
+        await tick(feed, pilot)
+        assert "A alarms" in text(app)
+        await pilot.press("A")
+        await pilot.pause()
+        assert at(app) is Report
+        shown = text(app)
+        assert "SEVERITY" in shown and "temperature_c 91, above 85" in shown and " 3m " in shown
+        assert app.view is not None and all(alarm in shown for alarm in app.view.totals.alarms)
+
+
+async def test_an_answer_with_rows_reads_as_on_the_command_line() -> None:
+    events = [Event("7", NOON, "node.ready", Severity.INFO, message="n1 joined")]
+    head, row = ("".join(part for part, _ in spans) for spans in lines_of(events))
+    assert [head, row] == table(events, Event)
+
+
+async def test_a_screen_that_is_resumed_shows_the_newest_view() -> None:
+    async with console(120, 40) as (app, feed, pilot):
+        overview = app.screen
+        assert isinstance(overview, Overview)
+        overview.on_screen_resume()
+        feed.swarm.data.put("n77", Node("n77"))
+        feed.push()  # before what the resumption asked for is done
+        await pilot.pause()
+        assert overview.view is app.view
 
 
 async def test_a_form_says_what_will_happen_and_runs() -> None:

@@ -6,12 +6,14 @@ from gswarm_tui import figures
 from gswarm_tui.themes import Form
 from gswarm_tui.view import BlockView
 from gswarm_tui.widgets.gauge import bar
-from gswarm_tui.widgets.lanes import ZOOMS, axis, initials, label, lane, zoomed
+from gswarm_tui.widgets.lanes import ZOOMS, axis, lane, zoomed
 from gswarm_tui.widgets.ledger import Part, ledger, total_line, widths
 from gswarm_tui.widgets.spans import fit, plain, width
 from gswarm_tui.widgets.sparkline import rows
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gswarm.scheduler.lanes import initials, label
 
 NOW = 1_000_000.0
 

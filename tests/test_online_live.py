@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gswarm.queue.plan import frozen
 from gswarm.scheduler.strategies.online import Online
 from gswarm.scheduler.strategy import (
     Arrived,
@@ -51,6 +52,25 @@ def jobs(name: str, count: int, rank: Rank = Rank.NORMAL) -> list[Event]:
 
 def starts(out: Sequence[Instruction]) -> list[str]:
     return [order.job for order in out if isinstance(order, Start)]
+
+
+def test_any_number_of_due_tasks_that_no_device_can_take_stand_aside() -> None:
+    strategy = Online(wait_bound_s=5)
+    strategy.handle(0, [*devices(2), model("far", "d0"), model("near", "d1"), up("far", "d0", ready=False)])
+    strategy.handle(1, [up("near", "d1"), *jobs("far", 3000), *jobs("near", 1)])
+    strategy.handle(6.5, [ServerGone("far-d0", failed=True), *jobs("near", 2)[1:]])
+    assert starts(strategy.handle(6.6, [Completed("near0")])) == ["near1"]
+
+
+def test_a_copy_decides_as_the_strategy_would_and_asks_nothing_of_it() -> None:
+    strategy = Online(wait_bound_s=5)
+    strategy.handle(0, [*devices(2), model("a", "d0"), model("b", "d1"), *jobs("a", 5), *jobs("b", 5)])
+    copied = frozen(strategy)()
+    assert isinstance(copied, Online) and copied._fleet.host._asked.__self__ is copied._fleet  # type: ignore[attr-defined]
+    then: list[Event] = [up("a", "d0"), up("b", "d1")]
+    assert copied.handle(1, then) == strategy.handle(1, then)
+    copied.handle(2, [Completed("a0"), Completed("b0")])
+    assert starts(strategy.handle(2, [Completed("a0")])) == ["a1"]
 
 
 # Servers out of reach

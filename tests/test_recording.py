@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 
 from gswarm.cluster.types import Node
 from gswarm.errors import InvalidError, NotFoundError
+from gswarm.kinds import wire_of
 from gswarm.profiler import journal
 from gswarm.profiler.journal import Record, Writer, frame, scan
 from gswarm.profiler.recording import Recording, parse_at
+from gswarm.profiler.seal import seal
 from gswarm.profiler.types import Session, session_sealed
 from gswarm.v1 import cluster_pb2
 from tests.support.cluster import Cluster, cluster, seen
+from tests.support.recordings import START_US, Journal, schema, tick
 
 RECORDS = st.lists(
     st.tuples(st.sampled_from(list(Record)), st.integers(0, 2**53), st.binary(max_size=60)), min_size=1, max_size=8
@@ -225,3 +228,19 @@ async def test_a_recorder_killed_with_its_host_loses_at_most_the_last_moment(tmp
         session = here.json("profiler", "info", "run")
         assert session["phase"] == SessionPhase.SEALED.value and int(session["ticks"]) >= told  # type: ignore[index]
         here.run("down", timeout=60)
+
+
+def test_what_stood_when_it_began_is_shown_from_the_first_moment(tmp_path: Path) -> None:
+    made = Journal(tmp_path / "run")
+    made.state[1, "n0"] = wire_of(1, "n0", 1, cluster_pb2.Node(name="n0").SerializeToString())
+    made.list()
+    layout = schema("n0", ["n0-gpu0"])
+    made.schema(layout)
+    made.now_us += 1000
+    made.tick(tick(layout, START_US - 900, [{"power_mw": 70_000}]))  # sampled before the list, told after it
+    seal(made.write())
+    with Recording.open(tmp_path / "run") as recording:
+        for moment in (recording.start, recording.end, recording.start):
+            recording.seek(moment)
+            assert set(recording.rows(Node)) == {"n0"}
+        assert recording.start < recording.end

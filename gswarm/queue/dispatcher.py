@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import json
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -474,9 +474,10 @@ class Dispatcher:
             tasks=dict(self._unfinished),
             servers=dict(self._servers),
             history=self.history,
-            strategy=copy.deepcopy(self.strategy),
+            strategy=self.strategy,
         )
-        made, lanes = await asyncio.to_thread(plan.make, view)
+        copied = plan.frozen(self.strategy)
+        made, lanes = await asyncio.to_thread(lambda: plan.make(replace(view, strategy=copied())))
         # A long queue takes long to run ahead: then look less often, so that planning never takes over a core.
         self._plan_next = time.monotonic() + max(PLAN_S, 10 * (time.monotonic() - began))
         fresh = {lane.device_id: lane for lane in lanes}

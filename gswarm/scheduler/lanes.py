@@ -131,13 +131,13 @@ def owners(lane: Sequence[Block], axis: Axis) -> list[tuple[int, bool]]:
     return shown
 
 
-def label(block: Block, room: int, initial: str, times: str) -> str:
-    """What fits: name and count, the name, five letters or more of it, its initial, nothing."""
-    for text in (f"{block.model} {times}{block.count}", block.model):
+def label(model: str, count: int, room: int, initial: str, times: str = "×") -> str:
+    """What fits: name and count (0: none is said), the name, five letters or more of it, its initial, nothing."""
+    for text in (f"{model} {times}{count}", model) if count else (model,):
         if len(text) <= room:
             return text
     if room >= 5:
-        return block.model[:room]
+        return model[:room]
     return initial if len(initial) <= room else ""
 
 
@@ -160,9 +160,9 @@ def lane(found: Sequence[Block], axis: Axis, short: Mapping[str, str], hue: Mapp
 def _block(block: Block, width: int, short: Mapping[str, str], hue: Mapping[str, int], form: Form) -> str:
     if form is Form.ASCII:
         room = max(0, width - 2)
-        drawn = f"[{label(block, room, short[block.model], 'x').ljust(room, '=')}]"
+        drawn = f"[{label(block.model, block.count, room, short[block.model], 'x').ljust(room, '=')}]"
         return drawn if width > 1 else "["
-    text = label(block, width - 1, short[block.model], "×")
+    text = label(block.model, block.count, width - 1, short[block.model])
     if form is Form.PLAIN:
         return f"▌{text.ljust(width - 1, '─')}"
     return _painted(f"▌{text.ljust(width - 1)}", f"30;{hue[block.model]}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
+from gswarm.cluster.types import Listing
 from gswarm.errors import GswarmError
 
 from . import themes
@@ -82,6 +83,7 @@ class Console(Acting):
         Binding("minus", "replay('faster', -1)", "Slower", show=False, id="replay.slower", priority=True),
         Binding("g", "replay('ask')", "Go to a time", show=False, id="replay.go", priority=True),
         Binding("backspace", "replay('live')", "Back to now", show=False, id="replay.live", priority=True),
+        Binding("A", "alarms", "Alarms", show=False, id="alarms"),
         Binding("exclamation_mark", "read_only", "Read-only on and off", show=False, id="read_only"),
     ]
 
@@ -168,16 +170,18 @@ class Console(Acting):
         keys: list[Key] = []
         if pane is not None:
             possible = {d.name for d in self.possible_deeds()}
-            keys = [Key(key, d.verb) for key, d in self.pane_deeds(type(pane)) if d.name in possible and pane.can(d)]
+            keys = [Key(key, d.word) for key, d in self.pane_deeds(type(pane)) if d.name in possible and pane.can(d)]
         if self.view is not None and self.view.replay is not None:
             keys = [Key("space", "pause"), Key("←→", "10 s"), Key("[]", "event"), Key("+-", "speed"), Key("g", "go to")]
             if self.view.replay.at is not None:
                 keys.insert(0, Key("bksp", "now"))
+        if self.view is not None and self.view.totals.alarms:
+            keys.append(Key("A", "alarms"))
         keys += [Key("/", "filter"), Key(":", "go"), Key("?", "help"), Key("^p", "palette"), Key("q", "quit")]
         return tuple(keys)
 
     def page_keys(self, page: Page) -> tuple[Key, ...]:
-        return tuple(Key(key, d.verb) for key, d in page.deeds())
+        return tuple(Key(key, d.word) for key, d in page.deeds())
 
     def right_note(self) -> str:
         return "read-only" if self.is_read_only else ""
@@ -226,6 +230,17 @@ class Console(Acting):
             codes = [b.binding.key for b in self.screen.active_bindings.values() if b.binding.id == name]
             keys.append((key_name(",".join(codes)), words.partition("\n")[0].rstrip(".")))
         self.push_screen(Help("keys that work here", keys))
+
+    def action_alarms(self) -> None:
+        """`A`: what the first line counts, each with its sentence; rules that fire with their since and severity."""
+        from .report import Report, lines_of
+
+        alerts = sorted(self.snapshot.alerts.values(), key=lambda a: (a.since is None, a.since), reverse=True)
+        lines = lines_of(Listing(alerts, time=self.snapshot.now)) if alerts else []
+        told = {alert.message for alert in alerts}
+        rest = [alarm for alarm in (self.view.totals.alarms if self.view is not None else ()) if alarm not in told]
+        lines += [(("▲ ", "changing"), (alarm, "text")) for alarm in rest]
+        self.push_screen(Report("alarms", lines or [(("nothing is wrong", "ready"),)]))
 
     def action_command(self) -> None:
         """`:` goes to a pane, a device or a task, or runs an action."""

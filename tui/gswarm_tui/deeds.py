@@ -25,6 +25,7 @@ class FieldKind(Enum):
     CHOICE = "choice"
 
 
+WORDS = {"profiler start": "record"}
 _KINDS = {int: FieldKind.INT, float: FieldKind.FLOAT, bool: FieldKind.BOOL, Path: FieldKind.PATH}
 
 
@@ -122,6 +123,11 @@ class Deed:
     @property
     def verb(self) -> str:
         return self.name.rpartition(" ")[2]
+
+    @property
+    def word(self) -> str:
+        """What stands beside its key, also where its domain is not."""
+        return WORDS.get(self.name, self.verb)
 
     @property
     def id(self) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from gswarm.cluster.types import Device
+from gswarm.cluster.types import Device, DeviceKind
 from gswarm.profiler.matrix import word
-from gswarm.profiler.metrics import BY_NAME, NOT_SUPPORTED, THROTTLES, clock_events
+from gswarm.profiler.metrics import BY_NAME, METRICS, NOT_SUPPORTED, THROTTLES, clock_events
 
 from . import figures
 from .widgets.spans import Spans
 
-LABEL = 10
+LABEL = 11
 Values = Mapping[str, float]
 _KIB = 1024
 _TOLD = frozenset(
@@ -27,10 +27,12 @@ _TOLD = frozenset(
         "temperature_slowdown_c", "temperature_shutdown_c", "fan_percent", "power_limit_mw", "power_limit_max_mw",
         "bar1_used_bytes", "bar1_total_bytes", "load_1m", "swap_used_bytes", "disk_used_bytes", "disk_total_bytes",
         "disk_read_bytes", "disk_written_bytes", "network_rx_bytes", "network_tx_bytes", "agent_cpu_percent",
-        "agent_memory_bytes", "memory_total_bytes", "memory_free_bytes", "foreign_memory_bytes",
+        "agent_memory_bytes", "memory_total_bytes", "memory_free_bytes", "foreign_memory_bytes", "process_count",
     }
 )  # fmt: skip
-"""What the lines below say, or the ledger does."""
+"""What the lines below say, or the ledger and the processes do."""
+_OF_MACHINES = frozenset(metric.name for metric in METRICS if "CPU only" in metric.source)
+"""What no GPU is asked for."""
 _SPOILT = {"retired_pages": "pages retired", "remapped_rows": "rows remapped"}
 
 
@@ -54,7 +56,8 @@ def lines(device: Device, values: Values, reasons: Mapping[str, str], gauges: It
         if name not in _TOLD and name not in gauges and not _is_single_link(name):
             label, text = reading(name, value)
             found.append(line(label[: LABEL - 1] if len(label) >= LABEL else label, text))
-    return (*found, *_missing(reasons))
+    absent = {n: why for n, why in reasons.items() if device.kind is DeviceKind.CPU or n not in _OF_MACHINES}
+    return (*found, *_missing(absent))
 
 
 def _alarms(values: Values) -> list[Spans]:

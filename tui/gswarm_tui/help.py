@@ -33,6 +33,13 @@ def key_name(keys: str) -> str:
     return " ".join(names)
 
 
+def shortened(words: str, cells: int) -> str:
+    """As many whole words as there is room for, and a mark that there were more."""
+    if len(words) <= cells:
+        return words
+    return f"{words[:cells].rpartition(' ')[0].rstrip(',')}…"
+
+
 class Help(ModalScreen[None]):
     """What can be pressed here. Esc, enter or ? leaves."""
 
@@ -71,7 +78,7 @@ class Help(ModalScreen[None]):
                 at = column * per + i
                 if at < len(self._keys):
                     key, words = self._keys[at]
-                    line += [(f"{key:>12.12}  ", "key"), (f"{words:<{width - 14}.{width - 14}}", "text")]
+                    line += [(f"{key:>12.12}  ", "key"), (f"{shortened(words, width - 15):<{width - 14}}", "text")]
             lines.append(tuple(line))
         self._top = max(0, min(self._top, len(lines) - height))
         board.put(tuple(lines[self._top : self._top + height]), subtitle="esc leaves")

@@ -243,13 +243,14 @@ class Overview(Screen[None]):
         suggester: Suggester | None = None,
     ) -> None:
         """Open the prompt in place of the echo line."""
-        prompt = self.query_one("#prompt", Prompt)
-        self.query_one("#echo").display = False
-        prompt.open(mark, value, changed, done, suggester)
+        echo = self.query_one("#echo")
+        echo.display = False
 
-    @on(Prompt.Closed)
-    def _prompt_closed(self) -> None:
-        self.query_one("#echo").display = True
+        def closed(text: str | None) -> None:
+            echo.display = True  # with the prompt's going: the screen is laid out once
+            done(text)
+
+        self.query_one("#prompt", Prompt).open(mark, value, changed, closed, suggester)
 
     def on_click(self, event: events.Click) -> None:
         """A click on the time line goes there."""

@@ -11,6 +11,8 @@ from gswarm.cluster.types import Event, Severity
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
 FRAME_S = 0.25
 BINS = 120
+FIRING = "alert.firing"
+"""The event of a rule that begins to hold, whatever its severity."""
 
 
 class Player:
@@ -113,6 +115,6 @@ def marks(
             density[min(BINS - 1, int(share * BINS))] += 1
             if event.type.endswith("mark"):
                 found.append((share, "mark"))
-            elif event.severity is Severity.ERROR:
+            elif event.severity is Severity.ERROR or event.type == FIRING:
                 found.append((share, "alarm"))
     return tuple(found), tuple(density)

@@ -14,6 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
 from gswarm.errors import GswarmError
+from gswarm.views import table
 
 from . import figures
 from .widgets.board import Board
@@ -61,13 +62,12 @@ def lines_of(result: Any) -> list[Spans]:
             out += [((" " * 22 + part, "text"),) for part in parts[1:]]
         return out
     if isinstance(result, Sequence) and not isinstance(result, bytes):
-        out = []
-        for row in result:
-            if is_dataclass(row) and not isinstance(row, type):
-                out.append(tuple((f"{text_of(getattr(row, f.name)):<14.24} ", "text") for f in fields(row)[:6]))
-            else:
-                out.append(((text_of(row), "text"),))
-        return out or [(("nothing", "dim"),)]
+        if not result:
+            return [(("nothing", "dim"),)]
+        if is_dataclass(result[0]) and not isinstance(result[0], type):
+            head, *rows = table(result, type(result[0]), now=getattr(result, "time", None))
+            return [((head, "dim"),), *(((row, "text"),) for row in rows)]
+        return [((text_of(row), "text"),) for row in result]
     return [((text_of(result), "text"),)]
 
 

@@ -32,7 +32,7 @@ class Fleet:
         self.idle: dict[str, Copy] = {}
         """Servers of ours on GPUs that run nothing and are in no move."""
         self.cooling: dict[tuple[str, str], float] = {}
-        self.host = Host(lambda name: self.line(name).demand)
+        self.host = Host(self._demand)
         self._count = 0
 
     def line(self, name: str) -> Line:
@@ -41,6 +41,10 @@ class Fleet:
         if found is None:
             found = self.lines[name] = Line(name)
         return found
+
+    def _demand(self, name: str) -> float:
+        # A method, not a function made here: in a copy of the fleet it asks the copy.
+        return self.line(name).demand
 
     def takes(self, line: Line, place: Place) -> bool:
         """Whether the model could be loaded there at all."""

@@ -119,10 +119,15 @@ class Online(Placing):
     # The bound
 
     def _press(self) -> None:
-        """See to the oldest task if it is due."""
+        """See to the oldest task if it is due; due ones that no device can take stand aside first, however many."""
+        while self._press_oldest():
+            pass
+
+    def _press_oldest(self) -> bool:
+        """Whether the oldest stood aside, so that another one is the oldest."""
         oldest = self._turns.oldest
         if oldest is None:
-            return
+            return False
         passed, limit = self._turns.most_passed, self.max_passed
         counted, late = 2 * passed >= limit, self._now - oldest.since >= self.wait_bound_s
         must_stop = passed >= limit
@@ -130,14 +135,13 @@ class Online(Placing):
             self._is_stopped = False
             self._touched.update(self._waiting)
         if not (counted or late):
-            return
+            return False
         line, fleet = oldest.line, self._fleet
         if not line.copies and not line.moves and not fleet.can_place(line):
             self._unready(oldest, READY)
             oldest.number = -1
             line.parked[oldest.id] = oldest
-            self._press()
-            return
+            return True
         if must_stop:
             self._is_stopped = True
             for other in fleet.lines.values():
@@ -150,7 +154,7 @@ class Online(Placing):
         if line.open:
             self._touched[line.name] = line
         if line.supply or line.draining() is not None:
-            return
+            return False
 
         def may_take(copy: Copy) -> bool:
             if copy.line.count and not copy.served and not must_stop:
@@ -160,6 +164,7 @@ class Online(Placing):
 
         why = f"{oldest.id} is due: passed over {passed} times, ready for {self._now - oldest.since:.1f} s"
         self._claim(line, may_take, why)
+        return False
 
     # Starting
 

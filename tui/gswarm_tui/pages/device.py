@@ -12,12 +12,13 @@ from textual.widget import Widget
 from gswarm.cluster.types import Device, DeviceProcess
 from gswarm.model.types import Service, ServicePhase
 from gswarm.queue.types import Task, TaskPhase
+from gswarm.scheduler.lanes import initials
 
 from .. import figures, health
 from ..model_state import MEMORY, POWER, TEMPERATURE, UTIL, pick
 from ..view import DeviceView, View
 from ..widgets.board import Board
-from ..widgets.lanes import axis, initials, lane
+from ..widgets.lanes import axis, lane
 from ..widgets.ledger import Part, ledger, total_line
 from ..widgets.spans import Span, Spans, width
 from ..widgets.sparkline import rows as sparkline
@@ -38,7 +39,7 @@ class Gauge:
     scale: float = 1.0
 
 
-INSIDE, OUTSIDE, FRAME = 8, 32, 2
+INSIDE, OUTSIDE, FRAME = 8, 28, 2
 """Rows of what runs on it at least, rows of all else on the page, rows of a frame."""
 GAUGES = (
     Gauge("util", UTIL, "%"),
@@ -98,7 +99,7 @@ class DevicePage(Page):
 
     domain: ClassVar[str] = "device"
     AUTO_FOCUS = "#ran"
-    deed_keys: ClassVar[dict[str, str]] = {"s": "model serve", "P": "profiler start"}
+    deed_keys: ClassVar[dict[str, str]] = {"s": "model serve", "P": "profiler start", "T": "profiler topology"}
 
     def body(self) -> Iterable[Widget]:
         yield Horizontal(*(Board(self.app.paint, "", id=f"gauge-{i}") for i in range(4)), id="gauges")
@@ -135,7 +136,9 @@ class DevicePage(Page):
         device = self.app.snapshot.devices.get(self.subject)
         if device is None:
             return {}
-        return {f.name: [device.alias] if f.is_list else device.alias for f in deed.fields if f.ref == "device"}
+        known = {"device": device.alias, "node": device.node if deed.domain == "profiler" else None}
+        given = [(f, name) for f in deed.fields if (name := known.get(f.ref))]
+        return {f.name: [name] if f.is_list else name for f, name in given}
 
     def draw(self, view: View) -> None:
         d = self._device(view)
@@ -246,7 +249,7 @@ class DevicePage(Page):
         short = initials(b.model for x in view.devices for b in x.blocks)
         body = lane(d.blocks, now, cells, 5, short, self.app.paint().form)
         swaps = sum(b.load_s > 0 for b in d.blocks)
-        line = f"{len(d.blocks)} runs, {swaps} loads" if d.blocks else "nothing planned here"
+        line = f"{_count(len(d.blocks), 'run')}, {_count(swaps, 'load')}" if d.blocks else "nothing planned here"
         if d.trouble:
             body = (("× ", "failed"), (f"{d.trouble}, no plan", "failed"))
         board.put(
@@ -280,6 +283,10 @@ class DevicePage(Page):
         self.query_one("#ran", Listing).load(
             Content(columns, rows, note=note, is_stale=view.is_stale, title="ran here", subtitle=subtitle)
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _ran_row(t: Task, hue_of: Mapping[str, int]) -> Row:

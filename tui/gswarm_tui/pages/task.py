@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual.widget import Widget
 
 from gswarm.queue.types import Explanation, Takes, Task, TaskPhase, Verdict
+from gswarm.scheduler.lanes import initials
 
 from .. import figures
 from ..model_state import explanation
 from ..view import DeviceView, TaskView, View
 from ..widgets.board import Board
 from ..widgets.gauge import bar
-from ..widgets.lanes import ZOOMS, axis, initials, lane
+from ..widgets.lanes import ZOOMS, axis, lane
 from ..widgets.spans import Span, Spans
 from ..widgets.table import Column, Content, Row
 from .page import Listing, Page

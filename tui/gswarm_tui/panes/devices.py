@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.binding import Binding, BindingType
 
+from gswarm.scheduler.lanes import initials
+
 from .. import figures
 from ..layout import LANES
 from ..view import DeviceView, NodeView, View
 from ..widgets.gauge import bar
-from ..widgets.lanes import axis, initials, lane, zoomed
+from ..widgets.lanes import axis, lane, zoomed
 from ..widgets.spans import Span, Spans
 from ..widgets.sparkline import cell
 from ..widgets.table import Column, Content, Row
@@ -56,7 +58,7 @@ class DevicesPane(Pane):
     title = "Devices and plan"
     domain = "device"
     key_order = "sPT"
-    extra_keys: ClassVar[dict[str, str]] = {"s": "model serve", "P": "profiler start"}
+    extra_keys: ClassVar[dict[str, str]] = {"s": "model serve", "P": "profiler start", "T": "profiler topology"}
     detail = "device show"
     filter_field = "alias"
     listing = "device list"

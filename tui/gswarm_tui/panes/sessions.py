@@ -19,6 +19,9 @@ _STATES = {
     SessionPhase.SEALED: ("○", "dim"),
 }
 
+LEAST_WITH_TAGS = 20
+"""Cells for nodes and tags together; with fewer only the nodes are shown."""
+
 
 class SessionsPane(Pane):
     """Recording sessions."""
@@ -26,11 +29,14 @@ class SessionsPane(Pane):
     number = 5
     title = "Sessions"
     domain = "profiler"
-    key_order = "nxmocED"
+    key_order = "nxmtapcgRED"
     extra_keys: ClassVar[dict[str, str]] = {
         "n": "profiler start",
         "x": "profiler stop",
         "m": "profiler mark",
+        "t": "profiler tag",
+        "c": "profiler compare",
+        "g": "profiler pull",
         "E": "profiler export",
     }
     detail = "profiler info"
@@ -40,6 +46,9 @@ class SessionsPane(Pane):
 
     def draw(self, view: View, width: int, height: int) -> Content:
         name = max(10, min(24, max((len(s.name) for s in view.sessions), default=0)))
+        room = max(0, width - name - 58)
+        longest = max((len(" ".join(s.nodes)) for s in view.sessions), default=0)
+        nodes = max(5, min(room // 2, longest)) if room >= LEAST_WITH_TAGS else room
         columns = (
             Column("NAME", name, gap=0),
             Column("STATE", 12),
@@ -48,7 +57,8 @@ class SessionsPane(Pane):
             Column("TICKS", 6, "right"),
             Column("EVENTS", 6, "right"),
             Column("SIZE", 5, "right"),
-            Column("NODES", max(0, width - name - 58), gap=2),
+            Column("NODES", nodes, gap=2),
+            Column("TAGS", max(0, room - nodes - 2), gap=2),
         )
         recording = sum(s.phase is SessionPhase.RECORDING for s in view.sessions)
         subtitle = f"{len(view.sessions)}" + (f" · {recording} recording" if recording else "")
@@ -68,6 +78,7 @@ class SessionsPane(Pane):
             ((figures.number(s.events), "text"),),
             ((figures.size(s.size_bytes), "text"),),
             ((" ".join(s.nodes) or "all", "dim"),),
+            ((" ".join(f"{key}={value}" for key, value in sorted(s.tags.items())), "dim"),),
         )
         started = s.started_at.timestamp() if s.started_at else 0.0
         values = (s.name, s.phase.value, started, length or 0.0, float(s.ticks), float(s.events), float(s.size_bytes))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import floor
+
+from gswarm.scheduler.lanes import label
 
 from .. import figures
 from ..themes import Form
@@ -13,28 +15,6 @@ from .spans import Spans
 ZOOMS = (1, 2, 5, 10, 15, 30)
 """Seconds a cell."""
 LOAD = "░"
-
-
-def initials(models: Iterable[str]) -> dict[str, str]:
-    """The shortest prefix of each name that no other name shares, its first letter raised."""
-    names = sorted(set(models))
-    short = {}
-    for name in names:
-        length = next(
-            (n for n in range(1, len(name) + 1) if not any(o != name and o[:n] == name[:n] for o in names)), len(name)
-        )
-        short[name] = name[:1].upper() + name[1:length]
-    return short
-
-
-def label(model: str, count: int, room: int, initial: str) -> str:
-    """What a block of `room` free cells says: name and count, name, name cut at five letters or more, initial."""
-    for text in ((f"{model} ×{count}", model) if count else (model,)):
-        if len(text) <= room:
-            return text
-    if room >= 5:
-        return model[:room]
-    return initial if len(initial) <= room else ""
 
 
 def axis(cells: int, cell_s: int) -> Spans:

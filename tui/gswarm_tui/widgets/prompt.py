@@ -7,16 +7,12 @@ from collections.abc import Callable
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.message import Message
 from textual.suggester import Suggester
 from textual.widgets import Input, Label
 
 
 class Prompt(Horizontal):
     """A mark, and an input without a frame."""
-
-    class Closed(Message):
-        """The prompt was answered or left."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -52,7 +48,6 @@ class Prompt(Horizontal):
     def _close(self, text: str | None) -> None:
         done, self._done, self._changed = self._done, None, None
         self.display = False
-        self.post_message(self.Closed())
         if done is not None:
             done(text)
 

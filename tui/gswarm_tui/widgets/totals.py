@@ -58,6 +58,8 @@ def totals(t: Totals, cells: int, replay: Replay | None = None) -> tuple[Spans, 
     right: Spans = (*alarm, (now, "dim"))
     if t.link is Link.CONNECTING:
         parts = [parts[0], parts[1], (98, ((t.host, "dim"),))]
+    if replay:
+        parts = [p for p in parts if p[0] != 1]  # the head has its name
     # the address and the node count come only where there is room for all, as the layout table says
     if t.link is not Link.CONNECTING:
         dropped = {80: {1, 2, 3, 4, 5}, 100: {1, 2, 3, 4}, 120: {1, 2}}
