@@ -205,6 +205,10 @@ def test_loads_head_room_errors_and_failures_are_found(tmp_path: Path) -> None:
         event = mark(number, 5 * number, "GPU-n1-1 does not answer")
         event.type, event.subject, event.severity = "device.lost", G1, common_pb2.SEVERITY_ERROR
         script.state(5 * number, event)
+    for number, text in ((3, event.message), (4, "n1:gpu0: power_mw 700000, above 600000")):
+        alert = mark(number, 12, text)
+        alert.type, alert.subject, alert.severity = "alert.firing", G1, common_pb2.SEVERITY_ERROR
+        script.state(12, alert)
     script.state(10, service("s", "loading", G0))
     script.state(30, service("s", "ready", G0))
     script.state(60, task(1, "running", device=G0, ready=59, started=60))
@@ -216,6 +220,7 @@ def test_loads_head_room_errors_and_failures_are_found(tmp_path: Path) -> None:
     assert "n1:gpu0 had 2 uncorrected memory errors, the first at" in told
     assert "n1:gpu0 was busy 80 % on average, but its SMs were active 20 %" in told
     assert "device.lost: GPU-n1-1 does not answer (2 times)" in told
+    assert told.count("does not answer") == 1 and "alert.firing: n1:gpu0: power_mw 700000" in told
     assert "1 of 1 attempts with m did not end well" in told
     assert "n1 is uneven by 100 %: n1:gpu0 was at 80 % on average, n1:gpu1 at 0 %" in told
     assert found.findings[0].severity is Severity.ERROR
