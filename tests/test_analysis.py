@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gswarm.cluster.types import Severity
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.model.types import ServicePhase
-from gswarm.profiler import analysis, history, series
+from gswarm.profiler import analysis, history
 from gswarm.profiler.history import SpanKind
 from gswarm.profiler.reading import needs_no_host, opened
 from gswarm.profiler.recording import Recording
@@ -41,7 +41,7 @@ IDLE: Values = {**BUSY, "gpu_util_percent": 0.0, "power_mw": 100_000, "memory_us
 
 def analysed(script: Script) -> Analysis:
     with script.open() as recording:
-        return analysis.analyse(series.read(recording), history.read(recording))
+        return analysis.analyse(recording.series(), history.read(recording))
 
 
 def one(script: Script, device: str = G0) -> DeviceFigures:
@@ -63,7 +63,7 @@ def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
     script.schema(1.5, [G0, G1])  # announced again, as every minute
     script.tick(2, schema, [{**BUSY, "gpu_util_percent": None}, {"energy_mj": 2**63 + 5}])
     with script.open() as recording:
-        first, second = series.read(recording)
+        first, second = recording.series()
     assert (first.node, first.device, second.device) == ("n1", G0, G1)
     assert first.times_us.tolist() == [us(0), us(1), us(2)]
     np.testing.assert_array_equal(first.numbers("gpu_util_percent"), [80, 0, np.nan])
@@ -83,7 +83,7 @@ def test_a_layout_that_changes_leaves_na_where_there_was_no_column(tmp_path: Pat
     new = script.schema(1, [G1, G0], ["power_mw", "gpu_util_percent"])
     script.tick(1, new, [{"power_mw": 5}, {"gpu_util_percent": 20, "power_mw": 7}])
     with script.open() as recording:
-        found = {each.device: each for each in series.read(recording)}
+        found = {each.device: each for each in recording.series()}
     np.testing.assert_array_equal(found[G0].numbers("gpu_util_percent"), [10, 20])
     np.testing.assert_array_equal(found[G0].numbers("power_mw"), [np.nan, 7])
     power = found[G1].numbers("power_mw")
@@ -96,7 +96,7 @@ def test_a_tick_that_is_not_as_long_as_its_layout_says_nothing(tmp_path: Path) -
     script.tick(0, schema, [BUSY])
     script.tick(1, schema, [BUSY], f32=b"\x00\x00")
     with script.open() as recording:
-        (found,) = series.read(recording)
+        (found,) = recording.series()
     util = found.numbers("gpu_util_percent")
     assert util[~np.isnan(util)].tolist() == [80]
 

@@ -8,12 +8,17 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gswarm.host.samples import values
+import numpy as np
+
+from gswarm.profiler.columns import absent
 from gswarm.profiler.metrics import BY_NAME
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Series
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def rows(recording: Recording, form: str) -> Iterator[str]:
@@ -21,26 +26,31 @@ def rows(recording: Recording, form: str) -> Iterator[str]:
     header = ["time", "node", "device", *_metrics(recording)]
     if form == "csv":
         yield _line(header)
-    for schema, tick in recording.ticks():
-        time = (
-            datetime.fromtimestamp(tick.time_unix_us / 1e6, UTC)
-            .isoformat(timespec="milliseconds")
-            .replace("+00:00", "Z")
-        )
-        for index, device in enumerate(schema.device_ids):
-            found = dict(values(schema, tick, index))
+    for found in recording.slices():
+        device = np.repeat(np.arange(len(found.device_ids)), np.diff(found.starts))
+        order = np.lexsort((device, found.times_us))
+        none = [None] * len(order)
+        given = [_told(found.columns[name][order]) if name in found.columns else none for name in header[3:]]
+        for row, number in enumerate(device[order].tolist()):
+            stamp = datetime.fromtimestamp(int(found.times_us[order[row]]) / 1e6, UTC)
+            time = stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            keys = [time, found.nodes[number], found.device_ids[number]]
             if form == "json":
-                yield json.dumps({"time": time, "node": tick.node, "device": device, **found}) + "\n"
+                told = dict(zip(header, [*keys, *(column[row] for column in given)], strict=True))
+                yield json.dumps(told) + "\n"
                 continue
-            given = (found.get(name) for name in header[3:])
-            cells = ("" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in given)
-            yield _line([time, tick.node, device, *cells])
+            cells = ("" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in (c[row] for c in given))
+            yield _line([*keys, *cells])
 
 
 def _metrics(recording: Recording) -> list[str]:
     """Every column of the recording, those of the table in its order, then what users named."""
-    found = {column.name for schema, _ in recording.ticks() for column in schema.columns}
+    found = set(recording.metrics)
     return [name for name in BY_NAME if name in found] + sorted(found - BY_NAME.keys())
+
+
+def _told(values: NDArray[Any]) -> list[float | int | None]:
+    return [None if is_na else value for value, is_na in zip(values.tolist(), absent(values).tolist(), strict=True)]
 
 
 def _line(cells: list[str]) -> str:
@@ -51,7 +61,6 @@ def _line(cells: list[str]) -> str:
 
 def parquet(series: Sequence[Series], path: Path) -> int:
     """Write a file as a sealed recording's: sorted by device and time, units in the names, null for NA; its rows."""
-    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 

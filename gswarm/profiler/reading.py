@@ -59,10 +59,10 @@ async def opened(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[Re
 
 async def analyse(swarm: Swarm, name: str) -> Analysis:
     """A recording in figures and findings."""
-    from gswarm.profiler import analysis, history, series
+    from gswarm.profiler import analysis, history
 
     async with opened(swarm, name) as found:
-        return await asyncio.to_thread(lambda: analysis.analyse(series.read(found), history.read(found)))
+        return await asyncio.to_thread(lambda: analysis.analyse(found.series(), history.read(found)))
 
 
 async def compare(swarm: Swarm, a: str, b: str, *, metrics: Sequence[str], confidence: float, seed: int) -> Comparison:
@@ -78,7 +78,7 @@ async def compare(swarm: Swarm, a: str, b: str, *, metrics: Sequence[str], confi
     async with opened(swarm, a) as first, opened(swarm, b) as second:
 
         def work() -> Comparison:
-            sides = [comparison.Recorded(series.read(one), history.read(one)) for one in (first, second)]
+            sides = [comparison.Recorded(one.series(), history.read(one)) for one in (first, second)]
             series.check_metrics(metrics, [one for side in sides for one in side.series])
             return comparison.compare(*sides, metrics=metrics, confidence=confidence, seed=seed)
 
@@ -96,7 +96,7 @@ async def plot(
     force: bool,
 ) -> Drawn:
     """A picture of a recording: for the terminal, or a file, whole or not at all."""
-    from gswarm.profiler import charts, history, plots, series, terminal
+    from gswarm.profiler import charts, history, plots, terminal
     from gswarm.profiler.types import Drawn
 
     if not term:
@@ -110,7 +110,7 @@ async def plot(
             _check_free(target, force)
 
         def work() -> Drawn:
-            every, past = series.read(found), history.read(found)
+            every, past = found.series(), history.read(found)
             chosen, shown = charts.choose(every, past, metrics, devices)
             picture: tuple[str, ...] = ()
             if term:
@@ -127,7 +127,7 @@ async def plot(
 
 async def report(swarm: Swarm, name: str, out: Path | None, *, force: bool) -> Exported:
     """A recording as one page, whole or not at all."""
-    from gswarm.profiler import analysis, history, series
+    from gswarm.profiler import analysis, history
     from gswarm.profiler import report as page
     from gswarm.profiler.types import Exported
 
@@ -136,7 +136,7 @@ async def report(swarm: Swarm, name: str, out: Path | None, *, force: bool) -> E
         _check_free(target, force)
 
         def work() -> Exported:
-            every, past = series.read(found), history.read(found)
+            every, past = found.series(), history.read(found)
             figures = analysis.analyse(every, past)
             _write(target, lambda part: _write_text(part, page.pieces(figures, every, past)))
             return Exported(str(target), figures.ticks, "; ".join(found.damage))
@@ -156,14 +156,14 @@ async def export(swarm: Swarm, name: str, form: str, out: Path | None, *, force:
 
 def _export(recording: Recording, target: Path, form: str) -> Exported:
     from gswarm.profiler import export as formats
-    from gswarm.profiler import history, perfetto, series
+    from gswarm.profiler import history, perfetto
     from gswarm.profiler.types import Exported
 
     match form:
         case "parquet":
-            count = _write(target, lambda part: formats.parquet(series.read(recording), part))
+            count = _write(target, lambda part: formats.parquet(recording.series(), part))
         case "perfetto":
-            pieces = perfetto.pieces(series.read(recording), history.read(recording))
+            pieces = perfetto.pieces(recording.series(), history.read(recording))
             count = _write(target, lambda part: _write_text(part, pieces)) - 2  # what stands around the events
         case _:
             count = _write(target, lambda part: _write_text(part, formats.rows(recording, form)))
