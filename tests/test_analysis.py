@@ -18,7 +18,7 @@ from gswarm.errors import InvalidError, NotFoundError
 from gswarm.model.types import ServicePhase
 from gswarm.profiler import analysis, history
 from gswarm.profiler.history import SpanKind
-from gswarm.profiler.reading import needs_no_host, opened
+from gswarm.profiler.reading import located, needs_no_host
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Column, Series
 from gswarm.profiler.types import Analysis, DeviceFigures, Session, session_sealed
@@ -433,8 +433,9 @@ async def test_names_and_directories_are_told_apart(tmp_path: Path, monkeypatch:
     assert needs_no_host({"name": "here"}) and needs_no_host({"a": "./x", "b": "/y"})
     assert not needs_no_host({"name": "run-7"}) and not needs_no_host({"name": "empty"})
     assert not needs_no_host({"a": "here", "b": "run-7"})
-    async with opened(None, "here") as found:
-        assert found.name == "other" and found.end >= at(0)
+    async with located(None, "here") as directory:
+        assert directory == Path("here")
     with Recording.open(tmp_path / "here") as recording:
-        async with opened(recording, "other") as same:
-            assert same is recording
+        assert recording.name == "other" and recording.end >= at(0)
+        async with located(recording, "other") as same:
+            assert same == recording.directory
