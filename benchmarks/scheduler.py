@@ -25,10 +25,11 @@ from pathlib import Path
 from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.formats import problem_of, read_file
 from gswarm.scheduler.generate import Recipe, generate
-from gswarm.scheduler.plan import Measures, Plan, measure
+from gswarm.scheduler.plan import Plan, measure
 from gswarm.scheduler.problem import Problem
 from gswarm.scheduler.simulate import Simulation
 from gswarm.scheduler.strategies import create, offline
+from gswarm.scheduler.types import Outcome
 from gswarm.scheduler.validate import validate
 
 LISTS = ("fifo", "baseline", "affinity")
@@ -66,7 +67,7 @@ def checked(problem: Problem, plan: Plan, *, online: bool) -> Plan:
     return plan
 
 
-def run(problem: Problem, name: str, noise: float = 0.0) -> Measures:
+def run(problem: Problem, name: str, noise: float = 0.0) -> Outcome:
     """An event-driven strategy's figures on line."""
     simulation = Simulation(problem, create(name), noise=noise, seed=1)
     plan = simulation.run()

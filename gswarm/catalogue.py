@@ -44,6 +44,14 @@ class Short:
     flag: str
 
 
+@typing.runtime_checkable
+class Told(typing.Protocol):
+    """What a local action answers that is told piece by piece while it happens."""
+
+    def tell(self, show: Callable[[Any], None]) -> None:
+        """Have it happen, and `show` each piece."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One parameter of an action, resolved. `type` is the element's type when `many`."""

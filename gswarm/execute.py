@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from gswarm.catalogue import Told
 from gswarm.cli import Globals, render, render_piece, say, writing
 from gswarm.errors import DeadlineError, ExitCode, InvalidError, RefusedError
 from gswarm.views import printable
@@ -53,11 +54,15 @@ def _confirm(action: Action, values: Mapping[str, object]) -> None:
 
 async def _execute(action: Action, values: dict[str, object], options: Globals) -> int:
     if action.local:
+        if options.from_ is not None:
+            raise InvalidError(
+                f"{action.name} is about this machine", why="it reads no recording", next="leave out --from"
+            )
         gc.set_threshold(700, 10, 10)  # a host or an agent lives long: Python's own defaults, which __main__ raised
         result = await action.run(None, **values)
         if isinstance(result, int) and not isinstance(result, bool):
             return result
-        if hasattr(result, "tell"):
+        if isinstance(result, Told):
             result.tell(lambda piece: render_piece(piece, options.output))
             return ExitCode.OK
         render(result, options.output, returns=action.returns)
@@ -118,7 +123,10 @@ async def _recording(action: Action, options: Globals, stack: AsyncExitStack) ->
     if not action.read:
         raise InvalidError(f"{action.name} changes things", why="a recording is the past", next="leave out --from")
     from gswarm.profiler.recording import Recording
+    from gswarm.profiler.unrecorded import UNRECORDED
 
+    if why := UNRECORDED.get(action.id):
+        raise InvalidError(f"no recording answers {action.name}", why=why, next="leave out --from")
     assert options.from_ is not None
     recording = await asyncio.to_thread(Recording.open, options.from_)
     stack.callback(recording.close)

@@ -388,6 +388,8 @@ class ProfilerFace:
         tag: Sequence[str] = (),
         for_: str = "",
         until_task: str = "",
+        adaptive: bool = False,
+        slowest: float | None = None,
     ) -> Session:
         """Start recording a session."""
         from gswarm.profiler.actions import start as act
@@ -401,6 +403,8 @@ class ProfilerFace:
             tag=list(tag),
             for_=for_,
             until_task=until_task,
+            adaptive=adaptive,
+            slowest=slowest,
         )
 
     async def stop(self, name: str, *, wait: bool = False, timeout: float | None = None) -> Session:

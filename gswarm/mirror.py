@@ -32,12 +32,18 @@ class Link(Enum):
 
 
 class Tables:
-    """Objects by kind, converted to dataclasses when first read; changed only by whole batches."""
+    """Objects by kind, converted to dataclasses when first read; changed only by whole batches.
 
-    def __init__(self) -> None:
+    `converted` holds rows by kind, key and revision, so that tables of one host that come after another share them.
+    """
+
+    def __init__(self, converted: dict[tuple[int, str, int], Any] | None = None) -> None:
+        self._converted = converted
         self.revision = 0
         self.time: datetime | None = None
         self.left_out: dict[int, int] = {}
+        self.host: cluster_pb2.StatusResponse | None = None
+        """The host, where a recording's list says it."""
         self._objects: dict[int, dict[str, cluster_pb2.Object]] = {kind: {} for kind in BY_KIND}
         self._rows: dict[int, dict[str, Any]] = {kind: {} for kind in BY_KIND}
         self._kinds = {info.slot.capitalize(): kind for kind, info in BY_KIND.items()}
@@ -47,6 +53,8 @@ class Tables:
     def feed(self, response: cluster_pb2.WatchResponse) -> bool:
         """Take one message; True when it completed a batch or list, so that rows changed as a whole."""
         self._staged.extend(response.objects)
+        if response.HasField("host"):
+            self.host = response.host
         self._listing = self._listing or response.list
         if not response.revision:
             return False
@@ -80,9 +88,18 @@ class Tables:
         if len(rows) != len(objects):
             # Converted once, and again only when the object changes.
             self._rows[kind] = rows = {
-                key: rows[key] if key in rows else from_proto(body_of(obj), cls) for key, obj in objects.items()
+                key: rows[key] if key in rows else self._convert(obj, cls) for key, obj in objects.items()
             }
         return rows
+
+    def _convert(self, obj: cluster_pb2.Object, cls: type[T]) -> T:
+        if self._converted is None:
+            return from_proto(body_of(obj), cls)
+        version = (obj.kind, obj.key, obj.revision)
+        found: T | None = self._converted.get(version)
+        if found is None:
+            found = self._converted[version] = from_proto(body_of(obj), cls)
+        return found
 
 
 class Samples:

@@ -81,6 +81,11 @@ def _run(task: Any, now: datetime) -> str:
     return units.duration(max(0.0, ((task.finished_at or now) - task.started_at).total_seconds()))
 
 
+def _interval(session: Any) -> str:
+    fastest = units.duration(session.interval_s)
+    return f"{fastest}-{units.duration(session.slowest_s)}" if session.slowest_s else fastest
+
+
 def _place(task: Any) -> str:
     return task.service or task.node or "-"
 
@@ -195,7 +200,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "Session": (
         Column("SESSION", _word("name")),
         Column("STATE", _word("phase")),
-        Column("INTERVAL", _of(lambda s: units.duration(s.interval_s)), True),
+        Column("INTERVAL", _of(_interval), True),
         Column("TICKS", _word("ticks"), True),
         Column("EVENTS", _word("events"), True),
         Column("SIZE", _size("size_bytes"), True),

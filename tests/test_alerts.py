@@ -176,6 +176,17 @@ async def test_a_node_that_sends_no_samples_is_noticed_however_busy_the_others_a
         other.cancel()
 
 
+async def test_a_node_that_is_sampled_seldom_by_right_is_not_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = Rule("node-stale", When.STATE, "node.stale", for_s=0)
+    async with cluster(tmp_path, config(stale)) as running, running.agent("n1", "1xH100"):
+        monkeypatch.setattr(running.context.hub, "age_s", lambda node: 31.0)
+        await alerts(running, lambda ids: ids == ["node-stale/n1"])
+        await running.swarm.profiler.start(name="night", adaptive=True, slowest=20)
+        await alerts(running, lambda ids: not ids)
+
+
 async def test_default_rules_can_be_switched_off(tmp_path: Path) -> None:
     off = tuple(Rule(rule.name, rule.when, rule.of, is_on=False) for rule in DEFAULTS[1:])
     async with cluster(tmp_path, config(WARM, *off)) as running, running.agent("n1", "1xH100") as agent:

@@ -105,6 +105,9 @@ def said(swarm: Installation, *words: str, code: int) -> str:
         ("completion tcsh", "bash|zsh|fish"),
         ("--at +12m queue list", "--from"),
         ("--from . --at +12m model serve sim-7b", "changes things"),
+        ("--from . token list", "no secrets"),
+        ("--from . model logs sim-7b", "leave out --from"),
+        ("--from . logs", "this machine"),
         ("queue submit nowhere.yaml", "nowhere.yaml"),
     ],
 )

@@ -50,8 +50,10 @@ async def until(pilot: Pilot[None], app: Console, feed: ReplayFeed) -> None:
     """Until what is shown is what the keys asked for."""
     for _ in range(100):
         await pilot.pause(0.02)
-        if app.snapshot.now == feed.position and app.snapshot.replay is not None and not feed._moved.is_set():
+        is_shown = app.snapshot.now == feed.position and app.snapshot.replay is not None
+        if is_shown and feed.times() and not feed._moved.is_set() and not feed.is_taking:
             return
+    raise AssertionError(f"at {feed.position}, shown {app.snapshot.now}")
 
 
 def first_line(app: Console) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -11,48 +9,8 @@ from gswarm.scheduler.generate import Recipe, generate
 from gswarm.scheduler.problem import Model, Node, Problem, Request, build
 from gswarm.scheduler.simulate import simulate
 from gswarm.scheduler.strategies.online import Online
-from gswarm.scheduler.strategy import Arrived, Completed, Event, Instruction, Start
+from tests.support.counting import Counting
 from tests.support.scheduling import problems
-
-
-class Counting(Online):
-    """It, and beside it an account of its own of who became ready when and who was started when."""
-
-    def __init__(self, max_passed: int | None = None) -> None:
-        super().__init__(max_passed=max_passed)
-        self.turn = 0
-        self.ready_in: dict[str, int] = {}
-        """In which turn a job became ready."""
-        self.started: list[str] = []
-        self.told: dict[str, int] = {}
-        """How often it says that a job was passed over."""
-        self._needs: dict[str, set[str]] = {}
-
-    def handle(self, now: float, events: Sequence[Event]) -> list[Instruction]:
-        """As it does, counted."""
-        self.turn += 1
-        for event in events:
-            if isinstance(event, Arrived):
-                self._needs[event.job.id] = set(event.job.needs)
-            elif isinstance(event, Completed):
-                for needs in self._needs.values():
-                    needs.discard(event.job)
-        for job, needs in self._needs.items():
-            if not needs:
-                self.ready_in.setdefault(job, self.turn)
-        orders = super().handle(now, events)
-        for order in orders:
-            if isinstance(order, Start):
-                self.started.append(order.job)
-                self.told[order.job] = order.passed_over
-        return orders
-
-    def passes(self) -> dict[str, int]:
-        """Per job how many that became ready in a later turn were started before it."""
-        return {
-            job: sum(self.ready_in[other] > self.ready_in[job] for other in self.started[:place])
-            for place, job in enumerate(self.started)
-        }
 
 
 def wide_among_narrow(gpus: int, narrow: int) -> Problem:
@@ -64,12 +22,12 @@ def wide_among_narrow(gpus: int, narrow: int) -> Problem:
     return build(models, gpus, sorted(requests, key=lambda r: r.arrival))
 
 
-@given(problems(max_tasks=40, max_gpus=6), st.integers(0, 12))
-@settings(max_examples=150, deadline=None)
+@given(problems(max_tasks=40, max_gpus=6, priorities=True), st.integers(0, 12))
+@settings(max_examples=200, deadline=None)
 @example(wide_among_narrow(4, 200), 10)
 @example(wide_among_narrow(3, 120), 0)
 def test_no_ready_task_is_passed_over_more_often_than_the_bound(problem: Problem, max_passed: int) -> None:
-    strategy = Counting(max_passed)
+    strategy = Counting(Online(max_passed=max_passed))
     simulate(problem, strategy)
     passes = strategy.passes()
     assert max(passes.values(), default=0) <= max_passed
@@ -79,15 +37,17 @@ def test_no_ready_task_is_passed_over_more_often_than_the_bound(problem: Problem
 
 def test_the_bound_is_not_what_makes_it_slow() -> None:
     calm = generate(Recipe(seed=5, requests=150, gpus=8, saturation=0.7))
-    strategy = Counting()
+    online = Online()
+    strategy = Counting(online)
     simulate(calm, strategy)
-    assert max(strategy.passes().values()) < strategy.max_passed / 2
+    assert max(strategy.passes().values()) < online.max_passed / 2
 
 
 def test_a_wide_task_gets_its_gpus_although_small_ones_never_end() -> None:
     problem = wide_among_narrow(4, 1500)
-    strategy = Counting()
+    online = Online()
+    strategy = Counting(online)
     plan = simulate(problem, strategy)
     wide = problem.task_of("w/n")
     behind = int((plan.start > plan.start[wide]).sum())
-    assert strategy.passes()[str(wide)] <= strategy.max_passed and behind > 500
+    assert strategy.passes()[str(wide)] <= online.max_passed and behind > 500

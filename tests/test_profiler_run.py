@@ -183,8 +183,8 @@ def test_recover_seals_a_copy_and_says_what_it_lost(here: Installation, tmp_path
     assert busy.returncode == 1 and "being recorded" in busy.stderr
     journal = tmp_path / "copy" / "journal-0001"
     data = bytearray(journal.read_bytes())
-    ticks = [found for found in scan(bytes(data))[0] if found.kind is Record.TICK]
-    data[ticks[1].offset + 2] ^= 1
+    hit = [found for found in scan(bytes(data))[0] if found.kind is Record.TICK][1]
+    data[hit.offset + hit.size // 2] ^= 1
     journal.write_bytes(data[:-7])
     told = here.json("profiler", "recover", str(tmp_path / "copy"))
     assert isinstance(told, dict) and told["ticks"] > 0 and "journal-0001" in told["lost"][0]

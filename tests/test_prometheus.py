@@ -134,6 +134,8 @@ async def test_what_a_silent_node_said_is_not_shown_as_now(here: Path, monkeypat
         monkeypatch.setattr(running.context.hub, "age_s", lambda node: 31.0)
         text = await page(running)
         assert "gswarm_device_power_watts" not in text and 'gswarm_sample_age_seconds{node="n1"} 31' in text
+        await running.swarm.profiler.start(name="night", adaptive=True, slowest=20)
+        assert "gswarm_device_power_watts" in await page(running), "it may be silent for so long by right"
 
 
 @pytest.mark.parametrize(

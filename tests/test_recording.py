@@ -197,7 +197,7 @@ async def test_the_past_answers_as_the_present_did(running: Cluster) -> None:
             compared += 1
         assert compared > 20
         with pytest.raises(InvalidError, match="live host"):
-            await recording.call(cluster_pb2.StatusRequest())
+            await recording.call(cluster_pb2.ListTokensRequest())
         with pytest.raises(NotFoundError, match="n0"):
             await recording.get(Node, "n00")
 

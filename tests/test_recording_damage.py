@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gswarm.cluster.types import Node
 from gswarm.errors import InvalidError
 from gswarm.profiler import manifest as manifests
+from gswarm.profiler.journal import Record
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.seal import seal
 from tests.support.recordings import COLUMNS, START_US, a_run, shown
@@ -164,3 +165,25 @@ def test_an_unsealed_recording_of_format_1_is_sealed_as_ours(tmp_path: Path) -> 
     assert after[1] == before[1]
     for mine, theirs in zip(after[0], before[0], strict=True):
         assert np.array_equal(mine.numbers("power_mw"), theirs.numbers("power_mw"), equal_nan=True)
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_ticks_whose_schema_is_damaged_are_read_with_its_next_copy(tmp_path: Path, is_sealed: bool) -> None:
+    whole = a_run(tmp_path / "whole", 130).write()
+    journal = a_run(tmp_path / "run", 130)
+    first = next(i for i, record in enumerate(journal.records) if record[12] == Record.SCHEMA)
+    for number in (first, first + 1):  # of both nodes
+        broken = bytearray(journal.records[number])
+        broken[-3] ^= 4
+        journal.records[number] = bytes(broken)
+    directory = journal.write()
+    if is_sealed:
+        assert seal(directory).lost
+    with Recording.open(directory) as found, Recording.open(whole) as expected:
+        ours, theirs = found.series(METRICS), expected.series(METRICS)
+        assert [len(one.times_us) for one in ours] == [130] * 4
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.times_us // 1000 == other.times_us // 1000).all()
+            for name in METRICS:
+                np.testing.assert_array_equal(one.numbers(name), other.numbers(name))
+        assert any("no whole record" in sentence for sentence in found.damage), found.damage

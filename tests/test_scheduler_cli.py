@@ -516,7 +516,11 @@ def test_a_name_cannot_steer_the_terminal() -> None:
         (f"compare {FILES} --gpus 2 --plot a.pdf", "ends in .svg or .png"),
         ("generate --config x --requests y --count 0", "at least 1"),
         ("generate --config x --requests y --saturation 0", "saturation is above 0"),
+        ("generate --config x --requests ./x", "are both x"),
+        ("generate --config x --requests y --zipf -1", "not negative"),
         (f"explain {FILES} --plan plan.json --task r9/n1", "there is no request 'r9'"),
+        (f"explain {FILES} --plan plan.json --task r9/n1", "REQUEST/NODE. There are: r1, r2"),
+        ("explain --config other.json --requests r.json --plan plan.json --task r1/n1", "the plan of other files"),
         (f"explain {FILES} --plan plan.json --task r1/n9", "request r1 has no node 'n9': n1, n2"),
         ("show --plan plan.json --config c.json", "belong together"),
         ("show --plan plan.json --start 9 --end 3", "nothing to show"),
@@ -524,6 +528,7 @@ def test_a_name_cannot_steer_the_terminal() -> None:
 )
 def test_what_cannot_be_is_refused_in_one_line(scheduler: Commands, line: str, told: str) -> None:
     Path("bad.json").write_text('{"requests":\n nope}')
+    Path("other.json").write_text(json.dumps(CONFIG).replace('"model": "alpha"', '"model": "beta"'))
     done = scheduler(line)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("gswarm: error: ") and told in done.err and done.err.count("\n") == 1

@@ -10,17 +10,20 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gswarm.cluster.types import Device, Event
 from gswarm.errors import ExhaustedError, InvalidError, NotFoundError, RefusedError
 from gswarm.host import store
 from gswarm.host.store import Transaction
+from gswarm.profiler import history, recorder
 from gswarm.profiler import manifest as manifests
-from gswarm.profiler import recorder
-from gswarm.profiler.journal import Writer
+from gswarm.profiler.journal import Record, Writer, scan
 from gswarm.profiler.recording import Recording
+from gswarm.profiler.simulated import SimulatedDevice
 from gswarm.profiler.types import Session, SessionPhase
+from gswarm.profiler.worker import ProfilerWorker
 from gswarm.v1 import cluster_pb2, queue_pb2
 from tests.support.cluster import Cluster, cluster
 from tests.support.sessions import sealed, session, until
@@ -73,6 +76,10 @@ async def test_only_the_metrics_asked_for_are_recorded(running: Cluster) -> None
         ({"name": "x", "nodes": ["nowhere"]}, NotFoundError, "no node nowhere"),
         ({"name": "x", "interval": 0.01}, InvalidError, "0.1 to 60"),
         ({"name": "x", "interval": -1}, InvalidError, "0.1 to 60"),
+        ({"name": "x", "adaptive": True, "slowest": 61}, InvalidError, "up to 60 s"),
+        ({"name": "x", "adaptive": True, "interval": 2, "slowest": 2}, InvalidError, "ver its interval"),
+        ({"name": "x", "adaptive": True, "slowest": 0}, InvalidError, "p to 60"),
+        ({"name": "x", "slowest": 5}, InvalidError, "--adaptive"),
         ({"name": "x", "tag": ["=v"]}, InvalidError, "key=value"),
         ({"name": "x", "tag": ["k"]}, InvalidError, "key=value"),
         ({"name": "x", "tag": ["k=a\nb"]}, InvalidError, "one line"),
@@ -192,9 +199,9 @@ async def test_the_fastest_session_sets_the_pace_and_the_slow_take_their_share(r
         await running.swarm.profiler.start(name="slow", interval=1.0)
         await running.swarm.profiler.start(name="fast", interval=0.1)
         await session(running, "fast", lambda s: s.ticks > 30)
-        assert worker.interval_s == 0.1
+        assert worker.schedule.regular_s == 0.1
         fast = await sealed(running, "fast")
-        await until(lambda: worker.interval_s == 1.0)
+        await until(lambda: worker.schedule.regular_s == 1.0)
         slow = await sealed(running, "slow")
     with Recording.open(Path(fast.path)) as one, Recording.open(Path(slow.path)) as other:
         begin, end = (int(moment.timestamp() * 1e6) for moment in (one.start, one.end))
@@ -330,3 +337,53 @@ async def test_a_long_session_is_sealed_while_it_goes_on(running: Cluster, monke
         assert sum(len(one.times_us) for one in recording.series(["power_mw"])) >= 9 * done.ticks - 9
         recording.seek(recording.start)
         assert {device.node for device in recording.rows(Device).values()} == {"n1"}
+
+
+async def test_what_ticks_mean_is_said_again_although_nothing_changes(
+    running: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "LIST_EVERY_S", 0.2)
+    async with running.agent("n1", "2xH100"):
+        await running.swarm.profiler.start(name="quiet", interval=0.1)
+        journal = Path((await session(running, "quiet", lambda s: s.ticks > 0)).path) / "journal-0001"
+
+        def announced() -> int:
+            kinds = [found.kind for found in scan(journal.read_bytes())[0]]
+            after = len(kinds) - kinds[::-1].index(Record.LIST)
+            return kinds[after:].count(Record.SCHEMA)
+
+        await until(lambda: announced() > 3)
+
+
+async def test_an_adaptive_session_samples_seldom_until_something_moves(
+    running: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running.agent("n1", "1xH100") as agent:
+        worker = next(part for part in agent.workers if isinstance(part, ProfilerWorker))
+        device = next(part for part in agent.devices if isinstance(part, SimulatedDevice))
+        await running.swarm.profiler.start(name="night", adaptive=True, interval=0.1, slowest=0.8)
+        await until(lambda: worker.schedule.pace is not None and worker.schedule.pace.steps == 8)
+        assert worker.schedule.regular_s == 0, "the usual second is given up"
+        desired = running.context.nodes.desired
+        assert desired.longest_s("n1") == 0.8 and desired.interval_s("n1") == 0.1
+        read = device.read
+        monkeypatch.setattr(device, "read", lambda: {**read(), "power_mw": 500_000})
+        await until(lambda: worker.schedule.pace is not None and worker.schedule.pace.steps == 1)
+        await until(lambda: worker.schedule.pace is not None and worker.schedule.pace.steps == 8)
+        # A regular one beside it goes on at its own times.
+        await running.swarm.profiler.start(name="regular", interval=0.3)
+        assert (await session(running, "regular", lambda s: s.ticks > 3)).slowest_s == 0
+        assert worker.schedule.regular_s == 0.3 and desired.longest_s("n1") == 0.3
+        regular = await sealed(running, "regular")
+        night = await sealed(running, "night")
+        await until(lambda: worker.schedule.pace is None and worker.schedule.regular_s == 1.0)
+    assert night.slowest_s == 0.8 and regular.slowest_s == 0
+    with Recording.open(Path(night.path)) as found:
+        (one,) = [s for s in found.series() if s.device == "SIM-n1-0"]
+        past = history.read(found)
+        jump = int(np.argmax(one.numbers("power_mw") == 500_000))
+        steps = np.round(np.diff(one.times_us) / 1e5).astype(int)
+        assert jump > 3 and steps[:jump].max() == 8 and steps[jump] == 1
+        assert past.slowest_s == 0.8
+        whole_s = (one.times_us[-1] - one.times_us[0]) / 1e6
+        assert one.holds_s(past.interval_s, past.slowest_s)[:-1].sum() == pytest.approx(whole_s), "no pause is a gap"

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gswarm.scheduler.bound import lower_bound
+from gswarm.scheduler.faults import Kind
 from gswarm.scheduler.plan import Plan
 from gswarm.scheduler.planning import plan_with
 from gswarm.scheduler.problem import Model, Node, Problem, Request, build
-from gswarm.scheduler.simulate import Sized, perturbed, simulate
+from gswarm.scheduler.simulate import perturbed, simulate
+from gswarm.scheduler.sizing import Sized
 from gswarm.scheduler.strategies import create, names, offline
-from gswarm.scheduler.validate import Kind, validate
+from gswarm.scheduler.validate import validate
 from tests.support.scheduling import problems
 
 NAMES = names()
@@ -32,10 +34,9 @@ def same(one: Plan, other: Plan) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(problem=problems())
+@given(problem=st.one_of(problems(), problems(priorities=True)))
 @settings(max_examples=60, deadline=None)
 def test_plans_on_line_are_valid(name: str, problem: Problem) -> None:
-    problem = problem
     assert faults(problem, simulate(problem, create(name)), online=True) == []
 
 
@@ -43,7 +44,6 @@ def test_plans_on_line_are_valid(name: str, problem: Problem) -> None:
 @given(problem=problems(arrivals=False, max_tasks=40, max_gpus=8))
 @settings(max_examples=40, deadline=None)
 def test_plans_of_everything_at_once_are_valid_and_above_the_bound(name: str, problem: Problem) -> None:
-    problem = problem
     plan = simulate(problem.offline(), create(name))
     assert faults(problem, plan, online=False) == []
     assert lower_bound(problem).value <= float(plan.end.max()) + CLOSE_S
@@ -53,7 +53,6 @@ def test_plans_of_everything_at_once_are_valid_and_above_the_bound(name: str, pr
 @given(problem=problems(optional=True))
 @settings(max_examples=40, deadline=None)
 def test_what_is_loaded_or_runs_already_and_unequal_gpus_are_honoured(name: str, problem: Problem) -> None:
-    problem = problem
     assert faults(problem, simulate(problem, create(name)), online=True) == []
 
 
@@ -61,7 +60,6 @@ def test_what_is_loaded_or_runs_already_and_unequal_gpus_are_honoured(name: str,
 @given(problem=problems(), seed=st.integers(0, 3))
 @settings(max_examples=30, deadline=None)
 def test_with_noise_only_the_times_differ_from_what_was_told(name: str, problem: Problem, seed: int) -> None:
-    problem = problem
     plan = simulate(problem, create(name), noise=0.5, seed=seed)
     real = perturbed(problem, plan)
     found = validate(real, len(real.gpus), list(plan.executions(real)), online=True)
@@ -72,7 +70,6 @@ def test_with_noise_only_the_times_differ_from_what_was_told(name: str, problem:
 @given(problem=problems())
 @settings(max_examples=20, deadline=None)
 def test_the_same_problem_gives_the_same_plan(name: str, problem: Problem) -> None:
-    problem = problem
     assert same(simulate(problem, create(name)), simulate(problem, create(name)))
 
 
@@ -105,7 +102,6 @@ CAUSAL = [name for name in NAMES if not isinstance(create(name), Sized)]
 @given(problem=problems(max_tasks=30), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_nothing_is_decided_by_what_comes_later(name: str, problem: Problem, data: st.DataObject) -> None:
-    problem = problem
     time = data.draw(st.sampled_from(sorted(set(problem.arrivals.tolist()))))
     part = until(problem, time)
     whole, prefix = simulate(problem, create(name)), simulate(part, create(name))
@@ -121,7 +117,7 @@ def test_nothing_is_decided_by_what_comes_later(name: str, problem: Problem, dat
 
 @pytest.mark.parametrize("name", [*NAMES, "offline"])
 @given(problem=st.one_of(problems(tiers=True), problems(tiers=True, optional=True)), online=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_plans_with_memory_tiers_are_valid_and_above_the_bound(name: str, problem: Problem, online: bool) -> None:
     online = online and name != "offline"
     problem = problem if online else problem.offline()
@@ -132,7 +128,7 @@ def test_plans_with_memory_tiers_are_valid_and_above_the_bound(name: str, proble
 
 @pytest.mark.parametrize("name", CAUSAL)
 @given(problem=problems(max_tasks=30, tiers=True), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_with_memory_tiers_nothing_is_decided_by_what_comes_later(
     name: str, problem: Problem, data: st.DataObject
 ) -> None:

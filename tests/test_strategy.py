@@ -200,6 +200,8 @@ def test_the_same_events_give_the_same_instructions(case: Case) -> None:
 @given(cases())
 def test_no_device_idles_while_a_job_could_use_it(case: Case) -> None:
     def check(world: World, now: float) -> None:
+        if world.strategy._is_stopped:
+            return  # all wait for a job that was passed over as often as may be
         waiting = {n for n in world.ready if n not in world.started}
         taken = {device for server in world.servers.values() for device in server.devices}
         copies = world.strategy._fleet.copies

@@ -13,6 +13,7 @@ from gswarm.client.agent import Agent, Options
 from gswarm.cluster.types import Node, NodePhase
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.types import Session, session_sealed
+from gswarm.v1 import profiler_pb2
 from tests.support.cluster import cluster, seen
 from tests.support.proxy import Proxy
 
@@ -40,7 +41,8 @@ async def test_ten_minutes_are_backfilled_whole(tmp_path: Path, monkeypatch: pyt
             await seen(mirror, lambda: mirror.rows(Session)["cut"].ticks, lambda t: t > SECONDS)
             stopped = await running.swarm.profiler.stop("cut")
             sealed = await running.swarm.wait(session_sealed, stopped, timeout=60)
-        held = {time_us for time_us, _ in running.context.hub._nodes["n1"].ring}
+        kept = running.context.hub.history("n1", SECONDS)
+        held = {profiler_pb2.SampleTick.FromString(wire).time_unix_us for wire in kept}
         agent.stopping.set()
         await asyncio.wait_for(work, 20)
     with Recording.open(Path(sealed.path)) as recording:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from gswarm.scheduler.faults import TOLERANCE_S, Kind
 from gswarm.scheduler.plan import Execution
 from gswarm.scheduler.problem import Gpu, Model, Node, Placement, Problem, Request, Running, build, replace
-from gswarm.scheduler.validate import TOLERANCE_S, Kind, validate
+from gswarm.scheduler.validate import validate
 from tests.support.scheduling import naive, problems
 
 # A: 32 GB, loads 10 s. W: 16 GB on each of two GPUs, loads 6 s. Z: nothing, at once.

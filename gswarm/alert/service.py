@@ -70,7 +70,7 @@ class AlertService:
         self._wake = asyncio.Event()
 
     def _stale_s(self, node: str) -> float:
-        return max(STALE_S, STALE_TICKS * self._desired.interval_s(node))
+        return max(STALE_S, STALE_TICKS * self._desired.longest_s(node))
 
     def register(self, server: grpc.aio.Server) -> None:
         """Alerts are read through Watch."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
-from gswarm import __version__, net
 from gswarm.errors import NotFoundError, RefusedError
 from gswarm.host.auth import caller
 from gswarm.host.watch import Watcher
@@ -45,22 +43,8 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
 
     async def Status(self, request: cluster_pb2.StatusRequest, context: Context) -> cluster_pb2.StatusResponse:
         """The host itself."""
-        state, host = self.host.store.state, self.host
-        response = cluster_pb2.StatusResponse(
-            version=__version__,
-            revision=state.revision,
-            nodes=state.count(cluster_pb2.Node),
-            devices=state.count(cluster_pb2.Device),
-            pid=host.file.pid,
-            grpc_port=host.file.port,
-            http_port=host.file.http_port,
-            model_port=host.file.model_port,
-            state_dir=str(host.state_dir),
-            role=caller(context).role,
-            loopback=net.is_loopback(host.file.bind),
-        )
-        response.started_at.FromDatetime(host.started_at)
-        response.time.FromDatetime(datetime.now(UTC))
+        response = self.host.status()
+        response.role = caller(context).role
         return response
 
     async def ForgetNode(

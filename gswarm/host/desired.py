@@ -41,6 +41,7 @@ class Desired:
             models=[m for m in state.list(Model) if m.name in models],
             sample_interval_s=self.interval_s(name),
             sampling=node.sampling if (node := state.get(Node, name)) is not None else (),
+            adaptive=self._adaptive(name),
         )
 
     def _sessions(self, name: str) -> list[Session]:
@@ -51,6 +52,24 @@ class Desired:
     def interval_s(self, name: str) -> float:
         """The fastest sampling anyone wants of a node, seconds."""
         return min([IDLE_INTERVAL_S, *(s.interval_s for s in self._sessions(name) if s.interval_s)])
+
+    def longest_s(self, name: str) -> float:
+        """The longest that a node may be silent by right: its slowest pace while nothing moves, seconds."""
+        if (adaptive := self._adaptive(name)) is None:
+            return self.interval_s(name)
+        return min(adaptive.slowest_s, adaptive.regular_s or adaptive.slowest_s)
+
+    def _adaptive(self, name: str) -> agent_pb2.AdaptiveSampling | None:
+        """Bounds that hold for every adaptive session; whoever asked for them gave up the second that is usual."""
+        sessions = self._sessions(name)
+        adaptive = [s for s in sessions if s.slowest_s]
+        if not adaptive:
+            return None
+        return agent_pb2.AdaptiveSampling(
+            fastest_s=min(s.interval_s for s in adaptive),
+            slowest_s=min(s.slowest_s for s in adaptive),
+            regular_s=min((s.interval_s for s in sessions if not s.slowest_s and s.interval_s), default=0.0),
+        )
 
     def concerned(self, batch: Batch) -> set[str]:
         """Nodes whose desired state a batch changed; progress and phases alone concern no one."""
@@ -92,7 +111,7 @@ def _essence(message: Message | None) -> object:
         case Model():
             return (message.default_version, [(v.version, v.digest) for v in message.versions])
         case Session():
-            return (message.phase, message.interval_s, tuple(message.nodes))
+            return (message.phase, message.interval_s, message.slowest_s, tuple(message.nodes))
         case Node():
             return (message.phase, message.peer_host, message.peer_port, message.peer_certificate, *message.sampling)
         case _:

@@ -59,7 +59,7 @@ def _see(host: HostContext) -> _Seen:
         if tick is None or schema is None or age is None:
             continue
         # What a node said before it fell silent is not what is so now.
-        if age <= max(STALE_S, STALE_TICKS * host.nodes.desired.interval_s(node)):
+        if age <= max(STALE_S, STALE_TICKS * host.nodes.desired.longest_s(node)):
             samples.append((schema, tick))
     nodes = list(state.list(cluster_pb2.Node))
     return _Seen(

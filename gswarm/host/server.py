@@ -18,13 +18,14 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from gswarm import net
+from gswarm import __version__, net
 from gswarm.config import Config, HostConfig
 from gswarm.errors import InvalidError, RefusedError
 from gswarm.host.auth import Auth, Interceptor
 from gswarm.host.nodes import Nodes
 from gswarm.host.samples import SampleHub
 from gswarm.host.store import Store
+from gswarm.v1 import cluster_pb2
 
 log = logging.getLogger("gswarm.host")
 GRACE_S = 2.0
@@ -45,6 +46,25 @@ class HostContext:
     file: net.HostFile
     started_at: datetime
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def status(self) -> cluster_pb2.StatusResponse:
+        """The host itself, now; who asks is not in it."""
+        state = self.store.state
+        response = cluster_pb2.StatusResponse(
+            version=__version__,
+            revision=state.revision,
+            nodes=state.count(cluster_pb2.Node),
+            devices=state.count(cluster_pb2.Device),
+            pid=self.file.pid,
+            grpc_port=self.file.port,
+            http_port=self.file.http_port,
+            model_port=self.file.model_port,
+            state_dir=str(self.state_dir),
+            loopback=net.is_loopback(self.file.bind),
+        )
+        response.started_at.FromDatetime(self.started_at)
+        response.time.FromDatetime(datetime.now(UTC))
+        return response
 
 
 class Part(Protocol):

@@ -42,6 +42,8 @@ async def start(
     tag: Annotated[list[str], Doc("key=value; repeat")] = [],  # noqa: B006
     for_: Annotated[str, Doc("stop by itself after this time: 90s, 10m, 1h30m")] = "",
     until_task: Annotated[str, Ref("task"), Doc("stop by itself when this task ends")] = "",
+    adaptive: Annotated[bool, Doc("sample at the interval while values move, slower while none does")] = False,
+    slowest: Annotated[float | None, Doc("seconds between samples at the slowest, up to 60; by default 10")] = None,
 ) -> Session:
     """Start recording a session.
 
@@ -51,10 +53,11 @@ async def start(
         gswarm profiler start --name run-42
         gswarm profiler start --name fast --interval 0.2 --nodes n1 --for 10m
         gswarm profiler start --name power --metrics power_mw,gpu_util_percent --tag model=llama --until-task 17
+        gswarm profiler start --name night --adaptive --interval 0.2 --slowest 10
     """
     from gswarm.profiler.running import start as begin
 
-    return await begin(swarm, name, interval, nodes, metrics, tag, for_, until_task)
+    return await begin(swarm, name, interval, nodes, metrics, tag, for_, until_task, adaptive=adaptive, slowest=slowest)
 
 
 @action(
@@ -169,6 +172,8 @@ async def run(
     nodes: Annotated[list[str], Doc("only these nodes; by default all")] = [],  # noqa: B006
     metrics: Annotated[list[str], Doc("only these metrics, a,b or repeated")] = [],  # noqa: B006
     tag: Annotated[list[str], Doc("key=value; repeat")] = [],  # noqa: B006
+    adaptive: Annotated[bool, Doc("sample at the interval while values move, slower while none does")] = False,
+    slowest: Annotated[float | None, Doc("seconds between samples at the slowest, up to 60; by default 10")] = None,
     host: Annotated[str | None, Doc("host to talk to, HOST:PORT")] = None,
     token_file: Annotated[Path | None, Doc("file with the token")] = None,
 ) -> int:
@@ -182,7 +187,9 @@ async def run(
     """
     from gswarm.profiler.running import run as record
 
-    return await record(command, name, interval, nodes, metrics, tag, host, token_file)
+    return await record(
+        command, name, interval, nodes, metrics, tag, host, token_file, adaptive=adaptive, slowest=slowest
+    )
 
 
 @action(

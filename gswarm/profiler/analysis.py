@@ -180,7 +180,7 @@ def within(times_us: Times, spans: Sequence[Span]) -> Flags:
 
 
 def _device(one: Series, history: History) -> DeviceFigures:
-    weights = one.holds_s(history.interval_s)
+    weights = one.holds_s(history.interval_s, history.slowest_s)
     always = np.ones(len(weights), np.bool_)
     idles, known = idle(one)
     is_cpu = history.is_cpu(one.device)

@@ -83,7 +83,7 @@ def line(one: Series, history: History, metric: str) -> Line:
         values, unit = rates(one, column), f"{unit}/s"
     factor, unit = _SCALES.get(unit, (1.0, unit))
     x = (one.times_us - history.start_us) / 1e6
-    holds = one.holds_s(history.interval_s)
+    holds = one.holds_s(history.interval_s, history.slowest_s)
     return Line(one.device, label(history, one.device), metric, unit, x, values / factor, holds)
 
 

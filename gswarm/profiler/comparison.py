@@ -109,7 +109,7 @@ def _counterpart(one: Series, history: History, other: Recorded) -> Series | Non
 
 
 def _figures(one: Series, history: History, metrics: Sequence[str]) -> Iterator[tuple[str, tuple[str, Floats, Floats]]]:
-    weights = one.holds_s(history.interval_s)
+    weights = one.holds_s(history.interval_s, history.slowest_s)
     for name, unit, values in gauges(one):
         if name in (metrics or METRICS) or name.removesuffix("_per_s") in metrics:
             yield name, (unit, values, weights)

@@ -97,6 +97,8 @@ class History:
     damage: tuple[str, ...]
     lost: tuple[tuple[int, str], ...]
     """When the recorder itself had to leave something out, and why."""
+    slowest_s: float = 0.0
+    """Of a session that is adaptive: how long nothing was sampled by right."""
 
     def label(self, device: str) -> str:
         """A device's alias, or its id when it was never described."""
@@ -150,6 +152,7 @@ def read(recording: Recording) -> History:
         events,
         recording.damage,
         tuple(lost),
+        float(recording.manifest.slowest_s),
     )
 
 

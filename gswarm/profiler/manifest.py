@@ -36,6 +36,8 @@ class Manifest:
     actor: str = ""
     gswarm: str = __version__
     payloads: bool = False
+    slowest_s: float = 0.0
+    """Over 0: sampled at `interval_s` only while values moved, else as seldom as this."""
     format: int = FORMAT
 
     def write(self, directory: Path) -> None:
@@ -78,6 +80,7 @@ def _parsed(body: Mapping[str, Any]) -> Manifest:
         str(body.get("actor", "")),
         str(body.get("gswarm", "")),
         bool(body.get("payloads", False)),
+        float(body.get("slowest_s", 0.0)),
         int(body["format"]),
     )
 

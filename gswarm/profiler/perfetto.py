@@ -100,7 +100,7 @@ def _slices(one: Series, history: History, pid: int, rows: _Rows) -> Iterator[Ev
 
 def _unknown(one: Series, history: History) -> Iterator[Span]:
     """When a metric that has values has none. A counter cannot say so, it stays at its last value: these are slices."""
-    ends = one.times_us + (one.holds_s(history.interval_s) * 1e6).astype(np.int64)
+    ends = one.times_us + (one.holds_s(history.interval_s, history.slowest_s) * 1e6).astype(np.int64)
     for metric, column in one.columns.items():
         held, times = ends[column.known], one.times_us[column.known]
         if not len(times):

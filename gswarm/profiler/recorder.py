@@ -21,6 +21,7 @@ from gswarm.host.samples import SampleHub
 from gswarm.host.state import Batch, Changed
 from gswarm.kinds import BY_KIND, wire_of
 from gswarm.profiler import manifest as manifests
+from gswarm.profiler.adaptive import EARLY_S
 from gswarm.profiler.journal import Record, Writer, frame
 from gswarm.profiler.manifest import Manifest
 from gswarm.profiler.recording import Recording
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gswarm.host")
 R = TypeVar("R")
+EARLY_US = int(EARLY_S * 1e6)
 LIST_EVERY_S = 60.0
 FLUSH_S = (0.1, 1.0)
 """How long a record waits for others to be written with it: the session's interval within these bounds."""
@@ -85,6 +87,7 @@ def manifest_of(session: profiler_pb2.Session) -> Manifest:
         started,
         stopped,
         session.actor,
+        slowest_s=session.slowest_s,
     )
 
 
@@ -126,9 +129,11 @@ class Recorder:
         nodes: Nodes,
         told: Callable[[Told], None],
         rotated: Callable[[int], None] = lambda number: None,
+        status: Callable[[], cluster_pb2.StatusResponse] | None = None,
     ) -> None:
         self.directory, self.session = directory, session
         self._store, self._hub, self._nodes, self._told, self._rotated = store, hub, nodes, told, rotated
+        self._status = status
         self._wanted = frozenset(session.nodes)
         self._metrics = frozenset(session.metrics)
         self._step_us = int(session.interval_s * 1e6)
@@ -186,8 +191,11 @@ class Recorder:
             await self._wake.wait()
             # Wait for others to be written with it.
             await asyncio.sleep(min(max(self.session.interval_s, FLUSH_S[0]), FLUSH_S[1]))
-            if self._changed and time.monotonic() - listed >= LIST_EVERY_S:
-                self._full_list()
+            if time.monotonic() - listed >= LIST_EVERY_S:
+                if self._changed:
+                    self._full_list()
+                else:
+                    self._announce()
                 listed = time.monotonic()
             if not await self._flush():
                 self._tell()
@@ -342,7 +350,7 @@ class Recorder:
 
     def _has(self, node: str, time_us: int) -> bool:
         """Whether a tick's slot of time is written: a session slower than the agent takes the first of each interval."""
-        slot = (time_us + self._step_us // 4) // self._step_us
+        slot = (time_us + EARLY_US) // self._step_us
         newest = self._newest.get(node)
         if newest is None or slot > newest:
             self._newest[node] = slot
@@ -375,8 +383,14 @@ class Recorder:
                 body += length_prefixed(1, wire)
         mark = cluster_pb2.WatchResponse(revision=state.revision, list=True)
         mark.time.FromDatetime(state.time)
+        if self._status is not None:
+            mark.host.CopyFrom(self._status())
         self._append(Record.LIST, bytes(body) + mark.SerializeToString())
         self._changed = False
+        self._announce()
+
+    def _announce(self) -> None:
+        """Every schema again: without it ticks mean nothing, and one copy is one flipped bit."""
         for node in self._hub.nodes():
             if self.wants(node):
                 for schema in self._hub.schemas(node):

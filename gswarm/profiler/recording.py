@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from gswarm.cluster.types import Event, Listing
+from gswarm.cluster.types import Device, Event, Listing, Node
 from gswarm.codec import from_proto
 from gswarm.config import state_dir
 from gswarm.errors import InvalidError, NotFoundError
@@ -40,6 +40,7 @@ __all__ = ["Recording", "ReplayMirror", "parse_at"]
 T = TypeVar("T")
 REMEMBERED_US = 600_000_000
 """A device that gave no sample for longer than this shows none, as on a live host."""
+KEPT_ROWS = 50_000
 
 
 class Recording:
@@ -57,6 +58,7 @@ class Recording:
         self._start_us = min(segment.start_us for segment in segments)
         self._end_us = max(segment.end_us for segment in segments)
         self.cursor_us = self._end_us
+        self._converted: dict[tuple[int, str, int], Any] = {}
         self._tables, self._loaded, self._applied = Tables(), -1, 0
         self._items: list[Item] = []
         self._shown: OrderedDict[int, Moments] = OrderedDict()
@@ -219,15 +221,23 @@ class Recording:
         point = max(0, bisect_right(self._point_times, self.cursor_us) - 1)
         if point != self._loaded:
             self._items = self._from(point)
-            self._tables, self._loaded, self._applied = Tables(), point, 0
+            self._tables, self._loaded, self._applied = self._empty(), point, 0
         target = bisect_right(self._items, self.cursor_us, key=lambda item: item.time_us)
+        if not target and self._items and self._items[0].kind is Record.LIST:
+            target = 1  # ticks of before its first list are older than the session: it holds from the start
         if target < self._applied:
-            self._tables, self._applied = Tables(), 0
+            self._tables, self._applied = self._empty(), 0
         for item in self._items[self._applied : target]:
             if item.kind in (Record.LIST, Record.BATCH):
                 self._tables.feed(_watch(item))
         self._applied = target
         return self._tables
+
+    def _empty(self) -> Tables:
+        """Tables to fill: most of what stands at one moment stands at another too, and is converted once."""
+        if len(self._converted) > KEPT_ROWS:
+            self._converted.clear()
+        return Tables(self._converted)
 
     def _from(self, point: int) -> list[Item]:
         """What leads from a full list to the end of a seek point's changes."""
@@ -276,8 +286,24 @@ class Recording:
             )
         return rows[key]
 
+    def status(self) -> cluster_pb2.StatusResponse:
+        """The host as it was at the cursor. Raises NotFoundError where an older gswarm recorded."""
+        tables = self._state()
+        if tables.host is None:
+            raise NotFoundError(
+                f"{self.name} does not say what its host was", why=f"gswarm {self.manifest.gswarm} recorded no status"
+            )
+        response = cluster_pb2.StatusResponse()
+        response.CopyFrom(tables.host)
+        response.revision, response.role = tables.revision, "viewer"
+        response.nodes, response.devices = len(self.rows(Node)), len(self.rows(Device))
+        response.time.FromDatetime(self.time)
+        return response
+
     async def call(self, request: Any, **_: Any) -> Any:
-        """Nothing can be asked of the past. Raises InvalidError."""
+        """The host's status; nothing else can be asked of the past. Raises InvalidError."""
+        if isinstance(request, cluster_pb2.StatusRequest):
+            return self.status()
         raise InvalidError(f"{type(request).__name__} needs a live host", why="this is a recording")
 
     @asynccontextmanager

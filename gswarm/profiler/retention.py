@@ -66,6 +66,7 @@ def _adopting(path: Path, found: Manifest) -> Callable[[Transaction], None]:
             name=path.name,
             nodes=found.nodes,
             interval_s=found.interval_s,
+            slowest_s=found.slowest_s,
             metrics=found.metrics,
             tags=found.tags,
             phase=profiler_pb2.SESSION_PHASE_STOPPED,  # sealed next, if it is not yet

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from gswarm.swarm import Swarm
 
+SLOWEST_S = 10.0
+"""Between samples of an adaptive session while nothing moves, unless it is said."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 """What a key press sends to the whole foreground group: the command has it already."""
@@ -35,6 +37,9 @@ async def start(
     tags: Sequence[str],
     duration: str = "",
     until_task: str = "",
+    *,
+    adaptive: bool = False,
+    slowest: float | None = None,
 ) -> Session:
     """Start a session. Raises InvalidError for what can never be, else what the host says."""
     from gswarm.codec import from_proto
@@ -42,6 +47,10 @@ async def start(
 
     if interval <= 0:  # on the wire 0 stands for the default
         raise InvalidError(f"an interval of {interval:g} s cannot be", next="from 0.1 to 60 s", field="interval")
+    if slowest is not None and not adaptive:
+        raise InvalidError("a slowest interval is for adaptive sessions", next="add --adaptive", field="slowest")
+    if slowest is not None and slowest <= 0:
+        raise InvalidError(f"a slowest interval of {slowest:g} s cannot be", next="up to 60 s", field="slowest")
     seconds = 0.0
     if duration:
         try:
@@ -61,6 +70,7 @@ async def start(
         tags=parse_tags(tags),
         for_s=seconds,
         until_task=until_task,
+        slowest_s=(SLOWEST_S if slowest is None else slowest) if adaptive else 0.0,
     )
     return from_proto((await swarm.call(request)).session, Session)
 
@@ -74,6 +84,9 @@ async def run(
     tags: Sequence[str],
     host: str | None,
     token_file: Path | None,
+    *,
+    adaptive: bool = False,
+    slowest: float | None = None,
 ) -> int:
     """Record while the command runs; its exit code, 128 and the signal's number when it was killed."""
     from gswarm.swarm import connect
@@ -81,7 +94,7 @@ async def run(
     if not command:
         raise InvalidError("there is no command", next="write it after --", field="command")
     async with connect(host, token_file=token_file) as swarm:
-        await start(swarm, name, interval, nodes, metrics, tags)
+        await start(swarm, name, interval, nodes, metrics, tags, adaptive=adaptive, slowest=slowest)
         say(f"session {name} records")
         async with _stopping(swarm, name):
             return await _command(command)

@@ -182,6 +182,7 @@ class JournalSegment:
         from gswarm.profiler.columns import Layout, Packed
 
         layouts: dict[tuple[str, int], Layout] = {}
+        later = self._announced()
         arrived: dict[str, list[tuple[int, int, int, Layout, Packed]]] = defaultdict(list)
         """Arrival, number, the node's time, layout and values."""
         reasons = ReasonChanges()
@@ -199,7 +200,9 @@ class JournalSegment:
                 reasons.take(self.times[index], known, getattr(schema, "absent", ()))
             elif found.kind is Record.TICK:
                 tick = profiler_pb2.SampleTick.FromString(self.payload(index))
-                layout = layouts.get((tick.node, tick.schema_id))
+                key = (tick.node, tick.schema_id)
+                # Its announcement may be damaged: the same id is the same layout, and each is announced again.
+                layout = layouts.get(key) or later.get(key)
                 if layout is None or not layout.fits(tick):
                     unread += 1
                     continue
@@ -220,6 +223,17 @@ class JournalSegment:
                 order = np.array(members)[np.argsort(times[members], kind="stable")]
                 groups.append(Group(node, ticks[order[0]][3], times[order], [ticks[i][4] for i in order]))
         return Sampled(tuple(groups), tuple(reasons.items), shifts, unread)
+
+    def _announced(self) -> dict[tuple[str, int], Layout]:
+        """The first that is known of each node's schemas."""
+        from gswarm.profiler.columns import Layout
+
+        found: dict[tuple[str, int], Layout] = {}
+        for index in self._state:
+            if self.frames[index].kind is Record.SCHEMA:
+                schema = profiler_pb2.MetricSchema.FromString(self.payload(index))
+                found.setdefault((schema.node, schema.id), Layout(schema))
+        return found
 
     def schemas(self) -> Mapping[str, profiler_pb2.MetricColumn]:
         """See Segment."""

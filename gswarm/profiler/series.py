@@ -21,6 +21,8 @@ Times = npt.NDArray[np.int64]
 
 HOLDS = 3.0
 """A sample stands for the time to the next one, but for no more than this many of its neighbours' intervals."""
+LATE = 1.5
+"""A sample that comes later than this share of its interval has some missing before it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,11 +58,12 @@ class Series:
         """Whether there is any value of it."""
         return metric in self.columns and bool(self.columns[metric].known.any())
 
-    def holds_s(self, interval_s: float = 1.0) -> Floats:
+    def holds_s(self, interval_s: float = 1.0, slowest_s: float = 0.0) -> Floats:
         """Seconds that each sample stands for.
 
         That is the time to the next one: sampling may be adaptive, and a plain mean would count fast times more often.
-        A gap in the samples stands for nothing: an interval counts up to HOLDS times the longer of those beside it.
+        A gap in the samples stands for nothing: an interval counts up to HOLDS times the longer of those beside it, and in
+        an adaptive session, where work may come and go within one pause, up to LATE times the longest pause.
         The last sample, and the only one, stand for the interval before, and for `interval_s`.
         """
         count = len(self.times_us)
@@ -70,9 +73,10 @@ class Series:
         if len(steps) > 1:
             before = np.concatenate(([0.0], steps[:-1]))
             after = np.concatenate((steps[1:], [0.0]))
-            steps = np.minimum(steps, HOLDS * np.maximum(before, after))
+            longest = HOLDS * np.maximum(before, after)
         else:
-            steps = np.minimum(steps, HOLDS * interval_s)
+            longest = np.array([HOLDS * interval_s])
+        steps = np.minimum(steps, np.maximum(longest, LATE * slowest_s))
         return np.concatenate((steps, steps[-1:]))
 
 

@@ -56,6 +56,12 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
         interval = request.interval_s or 1.0
         if not FASTEST_S <= interval <= SLOWEST_S:
             raise InvalidError(f"an interval of {interval:g} s cannot be", next="from 0.1 to 60 s", field="interval")
+        if request.slowest_s and not interval < request.slowest_s <= SLOWEST_S:
+            raise InvalidError(
+                f"the slowest of an adaptive session cannot be {request.slowest_s:g} s",
+                next=f"over its interval of {interval:g} s, up to {SLOWEST_S:g} s",
+                field="slowest",
+            )
         if not 0 <= request.for_s <= LONGEST_S:
             raise InvalidError(f"a session of {request.for_s:g} s cannot be", next="at most a year", field="for_")
         self._check_metrics(request.metrics)
@@ -84,6 +90,7 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
                 metrics=sorted(set(request.metrics)),
                 tags=request.tags,
                 interval_s=interval,
+                slowest_s=request.slowest_s,
                 until_task=request.until_task,
                 phase=RECORDING,
                 path=str(self.root / request.name),

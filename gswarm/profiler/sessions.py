@@ -138,6 +138,7 @@ class Sessions:
             self.host.nodes,
             self._teller(name, group),
             lambda number: self._seal_later(group, name, number),
+            self.host.status,
         )
 
     def _teller(self, name: str, group: asyncio.TaskGroup) -> Callable[[Told], None]:

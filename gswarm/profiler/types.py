@@ -49,6 +49,8 @@ class Session:
     """When it stops by itself."""
     until_task: str = ""
     """Task that it stops with."""
+    slowest_s: float = 0.0
+    """Adaptive: between `interval_s` while values move and this while none does; 0: regular."""
 
 
 @dataclass(frozen=True, slots=True)

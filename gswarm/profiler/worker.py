@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gswarm.profiler.adaptive import Schedule
+from gswarm.profiler.cpu import Cpu
 from gswarm.profiler.devices import SampledDevice
 from gswarm.profiler.metrics import Absent, Group, Reading
 from gswarm.profiler.packing import Packer
@@ -94,9 +96,11 @@ class ProfilerWorker:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.interval_s = 1.0
-        self._phase_s = 0.0
+        self.schedule = Schedule()
         self._samplers = [_Sampler(device) for device in agent.devices]
+        gpus = [row for row, device in enumerate(agent.devices) if not isinstance(device, Cpu)]
+        self._counting = gpus or range(len(agent.devices))
+        """Whose values set the pace: a machine's processor is never quite still, and counts only where there is no GPU."""
         self._packer = Packer(agent.name, [device.id for device in agent.devices], agent.metrics)
         self._states: list[str] = []
         self._processes: dict[str, tuple[Sequence[cluster_pb2.DeviceProcess], float]] = {}
@@ -110,14 +114,20 @@ class ProfilerWorker:
         groups = frozenset(_GROUPS[number] for number in state.sampling if number in _GROUPS)
         for device in self.agent.devices:
             device.sampling = groups
-        wanted = max(FASTEST_S, state.sample_interval_s or 1.0)
-        if wanted != self.interval_s:
-            self.interval_s = wanted
+        before = self.schedule.regular_s, self.schedule.pace
+        if state.HasField("adaptive"):
+            asked = state.adaptive
+            self.schedule.regular_s = asked.regular_s and max(FASTEST_S, asked.regular_s)
+            self.schedule.adapt(max(FASTEST_S, asked.fastest_s), max(FASTEST_S, asked.slowest_s))
+        else:
+            self.schedule.regular_s = max(FASTEST_S, state.sample_interval_s or 1.0)
+            self.schedule.adapt(0, 0)
+        if before != (self.schedule.regular_s, self.schedule.pace):
             self._changed.set()
 
     def welcomed(self, welcome: agent_pb2.Welcome) -> None:
         """Take over the phase slot: ticks of many nodes arrive together, which costs the host half."""
-        self._phase_s = welcome.phase_ms / 1000
+        self.schedule.phase_s = welcome.phase_ms / 1000
         # The host has just heard what each device says of itself, which is nothing of one that does not answer.
         self._states = [sampler.device.lost for sampler in self._samplers]
         self._processes = {device.id: (device.processes, time.monotonic()) for device in self.agent.devices}
@@ -127,7 +137,7 @@ class ProfilerWorker:
         """Sample until cancelled."""
         while True:
             now = time.time()
-            due = (now - self._phase_s) // self.interval_s * self.interval_s + self.interval_s + self._phase_s
+            due = self.schedule.due(now)
             try:
                 async with asyncio.timeout(max(0.0, due - now)):
                     await self._changed.wait()
@@ -143,9 +153,10 @@ class ProfilerWorker:
             sampler.ask(loop) if not sampler.since or now >= sampler.retry_at else None for sampler in self._samplers
         ]
         stamp = time.time_ns() // 1000
+        self.schedule.sampled_at = stamp / 1e6
         pending = [future for future in asked if future is not None]
         if pending:
-            await asyncio.wait(pending, timeout=min(DEADLINE_S, max(0.5, self.interval_s)))
+            await asyncio.wait(pending, timeout=min(DEADLINE_S, max(0.5, self.schedule.shortest_s)))
         readings: list[Told] = []
         for sampler, future in zip(self._samplers, asked, strict=True):
             if future is not None and future.done():
@@ -156,6 +167,8 @@ class ProfilerWorker:
                 future.cancel()
                 sampler.abandon(time.monotonic())
             readings.append(Absent(f"timed out: no answer for {time.monotonic() - sampler.since:.0f} s"))
+        if self.schedule.pace is not None:
+            self.schedule.pace.observe([readings[row] for row in self._counting])
         self._seq += 1
         if self._packer.admit(readings):
             self.agent.link.schema(self._packer.schema)

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from gswarm.catalogue import Doc, action
+from gswarm.catalogue import Doc, Told, action
 from gswarm.errors import InvalidError
-from gswarm.scheduler.types import Explanation, Flaw, Outcome, Told, Verdict
+from gswarm.scheduler.types import Explanation, Flaw, Outcome, Verdict
 
 SECONDS = 2.0
 """Of search by default; more of them find a little more."""
+MANY = 10_000
+"""Requests that are looked at for one of a similar name."""
 ConfigFile = Annotated[Path, Doc("config file: models and workflows")]
 RequestsFile = Annotated[Path, Doc("requests file")]
 Gpus = Annotated[int, Doc("how many GPUs there are")]
@@ -211,6 +213,8 @@ async def generate(
 
     if seed < 0:
         raise InvalidError(f"--seed is {seed}", next="give 0 or more", field="seed")
+    if config.resolve() == requests.resolve():
+        raise InvalidError(f"--config and --requests are both {config}", next="name two files", field="requests")
     recipe = generator.Recipe(
         seed, count, gpus, models, workflows, zipf, depth, width, wide_share, load_over_run, run_seconds, saturation, burst,
         gpu_memory_gb, shared, host_memory_gb, deadline_over_run,
@@ -241,6 +245,7 @@ async def explain(
     Examples:
         gswarm scheduler explain --config c.json --requests r.json --plan plan.json --task req_0007/n2
     """
+    from gswarm.names import near
     from gswarm.scheduler import access
     from gswarm.scheduler import explain as explaining
     from gswarm.scheduler.problem import ProblemError
@@ -250,7 +255,9 @@ async def explain(
         with access.working("looking at the plan"):
             return explaining.explain(problem, runs, task)
     except ProblemError as error:
-        raise InvalidError(str(error), field="task") from None
+        request = task.rpartition("/")[0]
+        hint = "" if request in problem.requests else near(request, problem.requests[:MANY])
+        raise InvalidError(str(error), next=hint, field="task") from None
 
 
 @action("scheduler", "show", local=True, read=True)

@@ -32,10 +32,11 @@ than (T - q) / (j + 1) fit one GPU between 0 and T - q. T is too small where the
 at most s_m of m's work. A placement that is not alone leaves time for another one's load and shortest task and for an
 unload: it does at most that much less. Each model has as many of the one and of the other kind as take the least.
 
-*Phases.* A model that runs beside no other is placed once, which splits the plan in two (`phases.py`), or twice at least.
+*Phases.* A model that runs beside no other is placed once, which splits the plan in two (`phases.py`), or twice at least:
+T is too small where it fits neither way.
 
-As T grows the need falls and the room grows, so the least T that is not too small is found by bisection. Thresholds r and q are tried over the quantiles of heads and tails; every
-pair is a bound of its own, and so is their maximum.
+As T grows the need falls and the room grows, so the least T that is not too small is found by bisection. Thresholds r and
+q are tried over the quantiles of heads and tails; every pair is a bound of its own, and so is their maximum.
 
 Energetic reasoning: Baptiste, Le Pape, Nuijten, "Satisfiability tests and time-bound adjustments for cumulative
 scheduling problems", Annals of Operations Research 92 (1999). The count of placements is the bin-covering argument of
@@ -45,7 +46,8 @@ packing problems", Mathematical Programming 91 (2001).
 
 Relaxed where a problem uses the optional parts: several models on a GPU give unloads no price and slots no limit, and a
 placement takes but the share of a GPU that it takes of the largest one's memory; a model that can sleep is loaded once, if
-it is not there at t = 0, and woken otherwise, and a GPU is rid of it by unload or by sleep, whichever is shorter; GPUs that are free later give less room.
+it is not there at t = 0, and woken otherwise, and a GPU is rid of it by unload or by sleep, whichever is shorter; GPUs
+that are free later give less room. Phases count only where nothing is there at t = 0.
 """
 
 from __future__ import annotations

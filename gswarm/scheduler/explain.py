@@ -21,6 +21,8 @@ def explain(problem: Problem, executions: Sequence[Execution], task: str) -> Exp
     ours = next((run for run in executions if _name(run) == task), None)
     if ours is None:
         raise ProblemError(f"the plan does not have task {task}")
+    if ours.model != (needed := problem.models[int(problem.model[number])].id):
+        raise ProblemError(f"the plan runs {task} on {ours.model} and it needs {needed}: it is the plan of other files")
     ends = {_name(run): run.end for run in executions}
     ready = _ready_times(problem, ends)
     names = _names(problem)

@@ -51,8 +51,11 @@ def generate(recipe: Recipe) -> Problem:
     for name in ("requests", "gpus", "models", "workflows", "depth", "width"):
         if getattr(recipe, name) < 1:
             raise ProblemError(f"{name} is {getattr(recipe, name)}; at least 1")
-    if min(recipe.gpu_memory_gb, recipe.host_memory_gb, recipe.deadline_over_run) < 0:
-        raise ProblemError("memory and deadlines are not negative")
+    if (
+        min(recipe.gpu_memory_gb, recipe.host_memory_gb, recipe.deadline_over_run, recipe.zipf, recipe.load_over_run)
+        < 0
+    ):
+        raise ProblemError("memory, deadlines, zipf and load_over_run are not negative")
     if recipe.shared and not recipe.gpu_memory_gb:
         raise ProblemError("models share GPUs whose memory is known: give it")
     if recipe.saturation <= 0 or recipe.burst < 1 or recipe.run_s < 0 or not 0 <= recipe.wide_share <= 1:

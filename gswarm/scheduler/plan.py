@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gswarm.scheduler.problem import Floats, Ints, Problem
+from gswarm.scheduler.types import Outcome
 
 LATE_S = 1e-6
 """What ends this much after its deadline is in time."""
@@ -65,29 +66,6 @@ def from_columns(
     return Plan(gpus, np.asarray(start), np.asarray(end), np.asarray(switch_s), where, tuple(numbers))
 
 
-@dataclass(frozen=True, slots=True)
-class Measures:
-    """What a plan comes to. Waits and responses are over requests, in seconds."""
-
-    makespan_s: float
-    bound_s: float
-    ratio: float
-    """Makespan over the proven lower bound; 1.0 where both are 0."""
-    switches: int
-    switch_s: float
-    utilisation: float
-    """Execution GPU-seconds over GPUs times makespan."""
-    wait_mean_s: float
-    wait_p50_s: float
-    wait_p99_s: float
-    response_mean_s: float
-    response_p50_s: float
-    response_p99_s: float
-    planning_us_per_task: float = 0.0
-    late: int | None = None
-    """Requests that ended after their deadline; None where there are no deadlines."""
-
-
 def late_requests(problem: Problem, plan: Plan) -> int | None:
     """How many requests end after a deadline of one of their tasks; None: the problem has no deadlines."""
     if problem.deadline is None:
@@ -96,14 +74,14 @@ def late_requests(problem: Problem, plan: Plan) -> int | None:
     return len(np.unique(np.searchsorted(problem.first, np.flatnonzero(late), side="right")))
 
 
-def measure(problem: Problem, plan: Plan, bound_s: float, planning_s: float = 0.0) -> Measures:
+def measure(problem: Problem, plan: Plan, bound_s: float, planning_s: float = 0.0) -> Outcome:
     """The figures of a plan for `problem` (pass `problem.offline()` for one that ignores arrivals).
 
     wait = first start of a request - its arrival; response = its last end - its arrival; percentiles interpolate
     linearly.
     """
     if not problem.tasks:
-        return Measures(0.0, bound_s, 1.0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return Outcome(gpus=plan.gpus, bound_s=bound_s, ratio=1.0)
     filled = np.flatnonzero(np.diff(problem.first) > 0)
     starts = problem.first[:-1][filled]
     wait = np.minimum.reduceat(plan.start, starts) - problem.arrivals[filled]
@@ -113,7 +91,9 @@ def measure(problem: Problem, plan: Plan, bound_s: float, planning_s: float = 0.
     work = float(((plan.end - plan.start) * widths).sum())
     w50, w99 = np.percentile(wait, [50, 99])
     r50, r99 = np.percentile(response, [50, 99])
-    return Measures(
+    return Outcome(
+        gpus=plan.gpus,
+        tasks=problem.tasks,
         makespan_s=makespan,
         bound_s=bound_s,
         ratio=makespan / bound_s if bound_s > 0 else 1.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from gswarm.scheduler import problem as problems
 from gswarm.scheduler import strategies
@@ -43,9 +43,8 @@ def plan_with(name: str, problem: Problem, *, seconds: float = 0.0, iterations: 
 
 def outcome(name: str, problem: Problem, planned: Planned, bound_s: float, *, online: bool) -> Outcome:
     """The figures of a plan as a row."""
-    measures = measure(problem, planned.plan, bound_s, planned.planning_s)
-    mode = "online" if online else "offline"
-    return Outcome(name, mode, planned.plan.gpus, problem.tasks, **asdict(measures))
+    measured = measure(problem, planned.plan, bound_s, planned.planning_s)
+    return replace(measured, strategy=name, mode="online" if online else "offline")
 
 
 def noisy_bound(problem: Problem, noise: float, *, online: bool) -> float:

@@ -10,7 +10,6 @@ import heapq
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from gswarm.scheduler import critical
 from gswarm.scheduler.holding import Holding, Placed
 from gswarm.scheduler.plan import Plan, from_columns
 from gswarm.scheduler.problem import Problem
+from gswarm.scheduler.sizing import Sized, mix_of
 from gswarm.scheduler.strategy import (
     Arrived,
     Completed,
@@ -64,21 +64,6 @@ class Record:
     seconds: float = 0.0
     passed_over: int = 0
     reason: str = ""
-
-
-@runtime_checkable
-class Sized(Protocol):
-    """A strategy that an operator sizes beforehand to the mix of work."""
-
-    def size_to(self, mix: dict[str, float]) -> None:
-        """Take in how many GPU-seconds there are of each model."""
-
-
-def mix_of(problem: Problem) -> dict[str, float]:
-    """GPU-seconds of work per model that has any tasks."""
-    work = np.bincount(problem.model, weights=problem.seconds, minlength=len(problem.models))
-    tasks = np.bincount(problem.model, minlength=len(problem.models))
-    return {m.id: float(work[n]) * m.width for n, m in enumerate(problem.models) if tasks[n]}
 
 
 def simulate(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 EXIT_INVALID = 5
 """Exit code for a plan that is not valid."""
@@ -12,7 +11,7 @@ EXIT_INVALID = 5
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one strategy's plan comes to. Waits and responses are over requests, in seconds."""
+    """What a plan comes to, of which strategy and mode. Waits and responses are over requests, in seconds."""
 
     strategy: str = ""
     mode: str = ""
@@ -21,10 +20,11 @@ class Outcome:
     makespan_s: float = 0.0
     bound_s: float = 0.0
     ratio: float = 0.0
-    """Makespan over the proven lower bound."""
+    """Makespan over the proven lower bound; 1.0 where both are 0."""
     switches: int = 0
     switch_s: float = 0.0
     utilisation: float = 0.0
+    """Execution GPU-seconds over GPUs times makespan."""
     wait_mean_s: float = 0.0
     wait_p50_s: float = 0.0
     wait_p99_s: float = 0.0
@@ -97,13 +97,6 @@ class Happening:
             f"{self.time_s:12.3f}  {self.kind:<7}  {self.model:<14}  {gpus:<11}  {seconds}"
             f"  {self.task or '-'}  {self.reason}".rstrip()
         )
-
-
-class Told(Protocol):
-    """Something that is told piece by piece while it happens."""
-
-    def tell(self, show: Callable[[Happening], None]) -> None:
-        """Have it happen, and `show` each piece."""
 
 
 @dataclass(frozen=True, slots=True)

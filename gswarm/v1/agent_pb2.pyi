@@ -690,6 +690,7 @@ class DesiredState(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     SAMPLE_INTERVAL_S_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     sample_interval_s: _builtins.float
     @_builtins.property
@@ -714,6 +715,10 @@ class DesiredState(_message.Message):
     def sampling(self) -> _containers.RepeatedScalarFieldContainer[_profiler_pb2.SamplingGroup.ValueType]:
         """Slow metrics that should be sampled."""
 
+    @_builtins.property
+    def adaptive(self) -> Global___AdaptiveSampling:
+        """Instead of sample_interval_s, for an agent that knows it; absent: sample_interval_s holds."""
+
     def __init__(
         self,
         *,
@@ -726,14 +731,45 @@ class DesiredState(_message.Message):
         models: _abc.Iterable[_models_pb2.Model] | None = ...,
         sample_interval_s: _builtins.float = ...,
         sampling: _abc.Iterable[_profiler_pb2.SamplingGroup.ValueType] | None = ...,
+        adaptive: Global___AdaptiveSampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "models", b"models", "peers", b"peers", "placements", b"placements", "revision", b"revision", "sample_interval_s", b"sample_interval_s", "sampling", b"sampling", "services", b"services", "sessions", b"sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "chunks", b"chunks", "models", b"models", "peers", b"peers", "placements", b"placements", "revision", b"revision", "sample_interval_s", b"sample_interval_s", "sampling", b"sampling", "services", b"services", "sessions", b"sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DesiredState: _TypeAlias = DesiredState  # noqa: Y015
+
+@_typing.final
+class AdaptiveSampling(_message.Message):
+    """Sample as values move, within bounds; the agent decides, for it sees them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FASTEST_S_FIELD_NUMBER: _builtins.int
+    SLOWEST_S_FIELD_NUMBER: _builtins.int
+    REGULAR_S_FIELD_NUMBER: _builtins.int
+    fastest_s: _builtins.float
+    """Seconds between samples while values move."""
+    slowest_s: _builtins.float
+    """Seconds between samples while none does."""
+    regular_s: _builtins.float
+    """And every so many seconds in any case, for sessions that are regular; 0: there are none."""
+    def __init__(
+        self,
+        *,
+        fastest_s: _builtins.float = ...,
+        slowest_s: _builtins.float = ...,
+        regular_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fastest_s", b"fastest_s", "regular_s", b"regular_s", "slowest_s", b"slowest_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptiveSampling: _TypeAlias = AdaptiveSampling  # noqa: Y015
 
 @_typing.final
 class Lease(_message.Message):

@@ -682,6 +682,7 @@ class WatchResponse(_message.Message):
     REST_FIELD_NUMBER: _builtins.int
     SCHEMAS_FIELD_NUMBER: _builtins.int
     TICKS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Set on the last message of a list or batch and on heartbeats: the state is whole at this revision."""
     list: _builtins.bool
@@ -702,6 +703,10 @@ class WatchResponse(_message.Message):
 
     @_builtins.property
     def ticks(self) -> _containers.RepeatedCompositeFieldContainer[_profiler_pb2.SampleTick]: ...
+    @_builtins.property
+    def host(self) -> Global___StatusResponse:
+        """In the full lists of a recording: the host that made it, so that its status can be asked of the past."""
+
     def __init__(
         self,
         *,
@@ -712,10 +717,11 @@ class WatchResponse(_message.Message):
         rest: _abc.Iterable[Global___Rest] | None = ...,
         schemas: _abc.Iterable[_profiler_pb2.MetricSchema] | None = ...,
         ticks: _abc.Iterable[_profiler_pb2.SampleTick] | None = ...,
+        host: Global___StatusResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["list", b"list", "objects", b"objects", "rest", b"rest", "revision", b"revision", "schemas", b"schemas", "ticks", b"ticks", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "list", b"list", "objects", b"objects", "rest", b"rest", "revision", b"revision", "schemas", b"schemas", "ticks", b"ticks", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -300,6 +300,7 @@ class Session(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     STOPS_AT_FIELD_NUMBER: _builtins.int
     UNTIL_TASK_FIELD_NUMBER: _builtins.int
+    SLOWEST_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     interval_s: _builtins.float
     phase: Global___SessionPhase.ValueType
@@ -315,6 +316,8 @@ class Session(_message.Message):
     generation: _builtins.int
     until_task: _builtins.str
     """Task that it stops with; empty: none."""
+    slowest_s: _builtins.float
+    """Adaptive: seconds between samples while nothing moves, interval_s while values do; 0: regular."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty: all nodes, also those that join later."""
@@ -353,10 +356,11 @@ class Session(_message.Message):
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         stops_at: _timestamp_pb2.Timestamp | None = ...,
         until_task: _builtins.str = ...,
+        slowest_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at", "stopped_at", b"stopped_at", "stops_at", b"stops_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "detail", b"detail", "events", b"events", "generation", b"generation", "interval_s", b"interval_s", "metrics", b"metrics", "name", b"name", "nodes", b"nodes", "path", b"path", "phase", b"phase", "size_bytes", b"size_bytes", "started_at", b"started_at", "stopped_at", b"stopped_at", "stops_at", b"stops_at", "tags", b"tags", "ticks", b"ticks", "until_task", b"until_task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "detail", b"detail", "events", b"events", "generation", b"generation", "interval_s", b"interval_s", "metrics", b"metrics", "name", b"name", "nodes", b"nodes", "path", b"path", "phase", b"phase", "size_bytes", b"size_bytes", "slowest_s", b"slowest_s", "started_at", b"started_at", "stopped_at", b"stopped_at", "stops_at", b"stops_at", "tags", b"tags", "ticks", b"ticks", "until_task", b"until_task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,6 +398,7 @@ class StartSessionRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     FOR_S_FIELD_NUMBER: _builtins.int
     UNTIL_TASK_FIELD_NUMBER: _builtins.int
+    SLOWEST_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     interval_s: _builtins.float
     """Seconds, 0.1 to 60; 0: 1 s."""
@@ -401,6 +406,8 @@ class StartSessionRequest(_message.Message):
     """Seconds after which it stops by itself; 0: never."""
     until_task: _builtins.str
     """Id of a task that it stops with; empty: none."""
+    slowest_s: _builtins.float
+    """Adaptive: at most so many seconds between samples, over interval_s and up to 60; 0: regular."""
     @_builtins.property
     def meta(self) -> _common_pb2.RequestMeta: ...
     @_builtins.property
@@ -422,10 +429,11 @@ class StartSessionRequest(_message.Message):
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         for_s: _builtins.float = ...,
         until_task: _builtins.str = ...,
+        slowest_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["meta", b"meta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["for_s", b"for_s", "interval_s", b"interval_s", "meta", b"meta", "metrics", b"metrics", "name", b"name", "nodes", b"nodes", "tags", b"tags", "until_task", b"until_task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["for_s", b"for_s", "interval_s", b"interval_s", "meta", b"meta", "metrics", b"metrics", "name", b"name", "nodes", b"nodes", "slowest_s", b"slowest_s", "tags", b"tags", "until_task", b"until_task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,11 +44,13 @@ def problems(
     arrivals: bool = True,
     optional: bool = False,
     tiers: bool = False,
+    priorities: bool = False,
 ) -> Problem:
     """Wide models, any graph, equal and zero times, one GPU, more GPUs than work, arrivals tied or spread.
 
     With `optional`: also initial placements, tasks that run already, GPUs that are free later or of several speeds.
     With `tiers`: also GPUs of known memory, several models on one, models that sleep in host memory, and deadlines.
+    With `priorities`: requests of several.
     """
     gpus = draw(st.integers(1, max_gpus))
     models = [
@@ -69,7 +71,9 @@ def problems(
         if arrivals and number:
             now += draw(st.sampled_from([0.0, 0.0, 1.0, 7.5, 1 / 3]))
         deadline = now + draw(DUE) if due else float("inf")
-        requests.append(Request(f"r{number}", now, flow, [draw(SECONDS) for _ in flow], deadline=deadline))
+        rank = draw(st.integers(-1, 2)) if priorities else 0
+        times = [draw(SECONDS) for _ in flow]
+        requests.append(Request(f"r{number}", now, flow, times, priority=rank, deadline=deadline))
     machines: list[Gpu] = [Gpu()] * gpus
     placements: list[Placement] = []
     if optional:

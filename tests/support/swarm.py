@@ -290,9 +290,6 @@ class FakeFeed:
         self.performed.append((deed.name, dict(values)))
         return "done"
 
-    def row_of(self, kind: str, key: str) -> Any:
-        return self.swarm.data.rows(Device).get(key)
-
     async def run(self, show: Callable[[Any], None]) -> None:
         self.show = show
         self.push()

@@ -262,7 +262,7 @@ class Console(Acting):
         """`Y`: the row under the cursor as JSON."""
         screen = self.base_screen
         pane = screen.focused_pane if isinstance(screen, Overview) else None
-        row = self.feed.row_of(pane.kind, pane.cursor_key) if pane is not None and pane.cursor_key else None
+        row = self.snapshot.row_of(pane.kind, pane.cursor_key) if pane is not None and pane.cursor_key else None
         if row is not None:
             import json
             from dataclasses import asdict

@@ -102,10 +102,6 @@ class Feed(Protocol):
         """Run an action."""
         ...
 
-    def row_of(self, kind: str, key: str) -> Any:
-        """The object behind a row."""
-        ...
-
 
 class LiveFeed:
     """Follows a host through a mirror, which reconnects by itself; acts through the catalogue."""
@@ -117,7 +113,6 @@ class LiveFeed:
         self.host = endpoint.address
         self.player: Past | None = None
         self._swarm: Any = None
-        self._mirror: MirrorLike | None = None
 
     async def run(self, show: Callable[[Snapshot], None]) -> None:
         await asyncio.to_thread(importlib.import_module, "gswarm.mirror")  # gRPC, after the first paint
@@ -125,7 +120,7 @@ class LiveFeed:
         from gswarm.swarm import Swarm
 
         async with Swarm(self.endpoint) as swarm, swarm.mirror(samples=True) as mirror:
-            self._swarm, self._mirror = swarm, mirror
+            self._swarm = swarm
             past = self.player = Past(lambda moment: samples_at(swarm, moment), lambda: mirror.rows(Event).values())
             async with asyncio.TaskGroup() as group:
                 group.create_task(past.run(lambda: show(past.over(capture(mirror, host=self.host)))), name="past")
@@ -141,9 +136,6 @@ class LiveFeed:
             raise UnreachableError(f"{self.host} has not answered yet", next="wait for the link, then try again")
         return await deed.run(self._swarm, **values)
 
-    def row_of(self, kind: str, key: str) -> Any:
-        return row_of(self._mirror, kind, key) if self._mirror is not None else None
-
 
 async def follow(mirror: MirrorLike, host: str, show: Callable[[Snapshot], None]) -> None:
     """Show a snapshot whenever the mirror changed, and each second for the ages; changes that come close together once."""
@@ -158,13 +150,6 @@ async def follow(mirror: MirrorLike, host: str, show: Callable[[Snapshot], None]
         except TimeoutError:
             continue
         await asyncio.sleep(max(SETTLE_S, LEAST_S - (loop.time() - shown)))
-
-
-def row_of(mirror: MirrorLike, kind: str, key: str) -> Any:
-    """The object behind a row."""
-    cls = {"device": Device, "model": Model, "chunk": Chunk, "task": Task, "session": Session, "node": Node}.get(kind)
-    cls = Event if kind == "event" else cls
-    return mirror.rows(cls).get(key) if cls is not None else None
 
 
 def open_feed(host: str | None, recording: str | None, *, token_file: str | None = None) -> Feed:

@@ -90,8 +90,12 @@ class Overview(Screen[None]):
             self._arrange()
 
     def on_screen_resume(self) -> None:
+        self.call_after_refresh(self._show_newest)
+
+    def _show_newest(self) -> None:
+        """What is newest when this is called: a view kept from before would go over a paused replay's, and stay."""
         if self.is_ready and self.app.view is not None:
-            self.call_after_refresh(self.show, self.app.view)
+            self.show(self.app.view)
 
     def pane(self, number: int) -> Pane:
         return self.query_one(f"#pane-{number}", Pane)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gswarm.cluster.types import Event
 from gswarm.errors import RefusedError
 
-from .feed import MirrorLike, capture, row_of
+from .feed import MirrorLike, capture
 from .player import Player, marks
 from .snapshot import Replay, Snapshot
 
@@ -46,10 +48,12 @@ class ReplayFeed(Player):
         super().__init__(recording.start)
         self.recording = recording
         self.host = f"recording {recording.name}"
-        self._mirror: MirrorLike | None = None
-        events = recording.events()
-        self._marks, self._density = marks(events, recording.start, recording.end)
-        self._times = sorted(e.time for e in events if e.time is not None)
+        self.is_taking = False
+        self._steps = 0
+        """Recorded moments that are still to be moved by."""
+        self._marks: tuple[tuple[float, str], ...] = ()
+        self._density: tuple[int, ...] = ()
+        self._times: list[datetime] = []
 
     @property
     def player(self) -> Player:
@@ -80,10 +84,11 @@ class ReplayFeed(Player):
         loop = asyncio.get_running_loop()
         last = loop.time()
         async with self.recording.mirror() as mirror:
-            self._mirror = mirror
+            show(await self._take(mirror))
+            await asyncio.to_thread(self._read_events)  # all of the recording's: after the first frame
             while True:
                 self._moved.clear()
-                show(await asyncio.to_thread(self._taken, mirror))  # seeking far back reads much
+                show(await self._take(mirror))
                 await self.frame()
                 now = loop.time()
                 if not self.is_paused:
@@ -92,17 +97,32 @@ class ReplayFeed(Player):
                         self.is_paused = True
                 last = now
 
-    def _taken(self, mirror: MirrorLike) -> Snapshot:
-        position = self.position
+    async def _take(self, mirror: MirrorLike) -> Snapshot:
+        """What is to be shown, read in a thread: far back that is much. Nothing else may read the recording meanwhile."""
+        position, steps, self._steps = self.position, self._steps, 0
+        self.is_taking = True
+        snapshot = await asyncio.to_thread(partial(self._taken, mirror, position, steps))
+        self.is_taking = False
+        if steps and self.position == position:
+            self.position = snapshot.now
+        return replace(snapshot, replay=self.replay)
+
+    def _taken(self, mirror: MirrorLike, position: datetime, steps: int) -> Snapshot:
         self.recording.seek(position)
-        return capture(mirror, host=self.host, now=position, replay=self.replay)
+        if steps:
+            self.recording.step(steps)
+        return capture(mirror, host=self.host, now=self.recording.time if steps else position)
+
+    def _read_events(self) -> None:
+        events = self.recording.events()
+        self._marks, self._density = marks(events, self.start, self.end)
+        self._times = sorted(e.time for e in events if e.time is not None)
 
     def step(self, ticks: int) -> None:
         """Pause, and move by recorded moments."""
         self.is_paused = True
-        self.recording.seek(self.position)
-        self.recording.step(ticks)
-        self.seek(self.recording.time)
+        self._steps += ticks
+        self._moved.set()
 
     # A recording changes nothing
 
@@ -111,9 +131,6 @@ class ReplayFeed(Player):
 
     async def perform(self, deed: Deed, values: Mapping[str, Any]) -> Any:
         raise RefusedError("a replay changes nothing", next="open the live host for that")
-
-    def row_of(self, kind: str, key: str) -> Any:
-        return row_of(self._mirror, kind, key) if self._mirror is not None else None
 
     @classmethod
     def open(cls, path: Path) -> ReplayFeed:

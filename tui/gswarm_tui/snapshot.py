@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from typing import Any
 
 from gswarm.alert.types import Alert
 from gswarm.cluster.types import Device, Event, Node
@@ -74,3 +75,16 @@ class Snapshot:
     reasons: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Device id to metric to why it is NA."""
     replay: Replay | None = None
+
+    def row_of(self, kind: str, key: str) -> Any:
+        """The object behind a row."""
+        rows: Mapping[str, Mapping[str, Any]] = {
+            "node": self.nodes,
+            "device": self.devices,
+            "model": self.models,
+            "chunk": self.chunks,
+            "task": self.tasks,
+            "session": self.sessions,
+            "event": self.events,
+        }
+        return rows[kind].get(key) if kind in rows else None

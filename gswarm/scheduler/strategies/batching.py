@@ -10,63 +10,11 @@ import math
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 
-import numpy as np
-
-from gswarm.scheduler import critical
-from gswarm.scheduler.bound import rough_bound
 from gswarm.scheduler.plan import Plan, from_columns
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Problem
+from gswarm.scheduler.strategies.instance import NOTHING, Instance
 from gswarm.scheduler.strategies.policy import Policy
 
-NOTHING = 1e-9
-"""Seconds of work that count as none, for sums of floats."""
 GPU_FREE, PLACEMENT_FREE = -1, -2
-MANY, STEPS = 20_000, 32
-"""Beyond so many tasks, how finely what must follow them is told apart."""
-
-
-class Instance:
-    """A problem as plain lists, made once and run under many policies."""
-
-    def __init__(self, problem: Problem, *, by_deadline: bool = False) -> None:
-        """`by_deadline`: tasks go by when they have to end, and only then by what must follow them."""
-        self.problem = problem
-        self._due = critical.latest_ends(problem) if by_deadline else None
-        models = problem.models
-        self.width = [m.width for m in models]
-        self.load = [m.load_s for m in models]
-        self.unload = [m.memory_gb / UNLOAD_GB_PER_S for m in models]
-        self.model: list[int] = problem.model.tolist()
-        self.seconds: list[float] = problem.seconds.tolist()
-        self.missing: list[int] = np.diff(problem.pred_first).tolist()
-        self.succ_first: list[int] = problem.succ_first.tolist()
-        self.succs: list[int] = problem.succs.tolist()
-        self.work: list[float] = np.bincount(problem.model, weights=problem.seconds, minlength=len(models)).tolist()
-        self._order = critical.levels(problem)
-        self.target = rough_bound(problem, self._order)
-        """When all could be done, about."""
-        self.uniform = len(set(problem.gpus)) == 1
-        self._ranks: dict[tuple[float, ...], tuple[list[int], list[int]]] = {}
-
-    def ranks(self, urgency: tuple[float, ...]) -> tuple[list[int], list[int]]:
-        """Rank of each task by what must follow it, longest first, and the tasks by rank."""
-        if urgency not in self._ranks:
-            seconds = self.problem.seconds
-            if urgency:
-                seconds = seconds * np.asarray(urgency)[self.problem.model]
-            follows = critical.tails(self.problem, seconds, self._order) + seconds
-            if len(follows) > MANY:
-                # Near ties go by number: neighbours in memory are then taken together, twice as fast at a million.
-                follows = np.ceil(follows * (STEPS / max(float(follows.max()), NOTHING)))
-            by_rank = np.argsort(-follows, kind="stable")
-            if self._due is not None:
-                by_rank = by_rank[np.argsort(self._due[by_rank], kind="stable")]
-            rank = np.empty_like(by_rank)
-            rank[by_rank] = np.arange(len(by_rank))
-            if len(self._ranks) > 8:
-                self._ranks.clear()
-            self._ranks[urgency] = (rank.tolist(), by_rank.tolist())
-        return self._ranks[urgency]
 
 
 class Pass:
@@ -294,19 +242,20 @@ class Pass:
         policy, width, now, left_s, ready = self._policy, self._instance.width, self._now, self._left_s, self._ready
         # Ahead of ready tasks only while something runs, on GPUs that nothing needs.
         bare = len(self._bare) if policy.prefetch and self._events else 0
-        candidates = [
-            m
-            for m, k in enumerate(width)
-            if (ready[m] or (k <= bare and left_s[m] > NOTHING)) and m not in self._refused
-        ]
-        if not candidates:
-            return None
-        gpus, rest = len(self._last), 0.0
+        refused, idle_gpus, gpus = self._refused, self._idle_gpus, len(self._last)
+        candidates, narrowest, rest = [], gpus + 1, 0.0
         for m, k in enumerate(width):
-            rest += left_s[m] * k
+            left = left_s[m]
+            rest += left * k
+            if (ready[m] or (k <= bare and left > NOTHING)) and m not in refused:
+                candidates.append(m)
+                if k < narrowest:
+                    narrowest = k
+        if narrowest > idle_gpus:
+            return None
         if self._instance.uniform and rest > gpus * (stop - now):
             return None  # this pass has lost already; what runs is followed to `stop`
-        if (forced := policy.forced.get(self._loads)) in candidates and width[forced] <= self._idle_gpus:
+        if policy.forced and (forced := policy.forced.get(self._loads)) in candidates and width[forced] <= idle_gpus:
             return forced
         for m, frees in enumerate(self._loading):
             if frees:
@@ -319,7 +268,7 @@ class Pass:
             need = self._need(m, target, pressure)
             if need > best_need:
                 best, best_need = m, need
-            if need > fitting_need and width[m] <= self._idle_gpus:
+            if need > fitting_need and width[m] <= idle_gpus:
                 fitting, fitting_need = m, need
         return fitting if best == fitting or fitting_need * policy.hold >= best_need else None
 
@@ -328,23 +277,25 @@ class Pass:
 
         `pressure` is the share of what the GPUs can do until the target that is left to do.
         """
-        left, ready, copies, policy = self._left_s[m], self._ready_s[m], self._copies[m], self._policy
-        load, frees = self._instance.load[m], self._loading[m]
-        loading = sum(frees) - self._now * len(frees) if frees else 0.0
-        short = left + loading - copies * (target - self._now)
+        ready, copies, policy = self._ready_s[m], self._copies[m], self._policy
+        load, frees, now = self._instance.load[m], self._loading[m], self._now
+        left = self._left_s[m] + (sum(frees) - now * len(frees) if frees else 0.0)
+        short = left - copies * (target - now)
         if copies:
-            if load * copies >= left + loading:
+            if load * copies >= left:
                 return 0.0
-            dear = min(1.0, max(0.0, (pressure - policy.slack) / (1 - policy.slack)))
+            dear = 0.0
+            if pressure > policy.slack:
+                dear = min(1.0, (pressure - policy.slack) / (1 - policy.slack))
             if short <= policy.shortfall * load * copies * dear:
                 if pressure < policy.idle:
-                    return NOTHING * (1 + (left + loading) / copies)
+                    return NOTHING * (1 + left / copies)
                 short = ready / (copies + 1)
                 if short <= policy.spread * load or not self._ready[m]:
                     return 0.0
-        now = min(ready, short)
+        soon = ready if ready < short else short
         # Never nothing while tasks are ready: those of no length have to run too.
-        return max(self._weights[m] * (now + policy.future * (short - now)), NOTHING)
+        return max(self._weights[m] * (soon + policy.future * (short - soon)), NOTHING)
 
     def _load(self, m: int) -> int | None:
         """Load a model on idle GPUs; None where that would cost others too much."""

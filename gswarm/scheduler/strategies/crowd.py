@@ -17,10 +17,8 @@ import heapq
 from collections.abc import Callable, Mapping
 
 from gswarm.scheduler.strategies.sharing import Fit, Sharing, Site, own_switch_s
-from gswarm.scheduler.strategies.turns import Turns
+from gswarm.scheduler.strategies.turns import PASSES_PER_GPU, Turns
 from gswarm.scheduler.strategy import Job, Model
-
-PASSES_PER_GPU = 64
 
 
 class Waiting:

@@ -18,8 +18,8 @@ from gswarm.scheduler.plan import Plan, late_requests
 from gswarm.scheduler.problem import Problem
 from gswarm.scheduler.simulate import SimulationError, simulate
 from gswarm.scheduler.strategies import SHARED, create
-from gswarm.scheduler.strategies.batching import MANY
 from gswarm.scheduler.strategies.crowd import Crowd
+from gswarm.scheduler.strategies.instance import MANY
 
 
 @dataclass(frozen=True, slots=True)

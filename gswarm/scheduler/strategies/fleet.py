@@ -6,187 +6,16 @@ A move claims a set of GPUs for a model. It waits until what is on them has run 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
-from enum import IntEnum
 
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S
 from gswarm.scheduler.strategies.memory import Host
-from gswarm.scheduler.strategy import Device, Instruction, Load, Model, Server
+from gswarm.scheduler.strategies.pieces import Copy, Line, Move, Place
+from gswarm.scheduler.strategy import Device, Instruction, Load, Server
 
-BYTES_PER_GB = 1e9
 COOLDOWN_S = 60.0
 """How long a model that failed to load on a device is not tried there again."""
 USABLE = 0.9
 """Share of a shared device's memory that is planned with."""
-
-
-class State(IntEnum):
-    """Of a task."""
-
-    BLOCKED = 0
-    READY = 1
-    RUNNING = 2
-    GONE = 3
-
-
-class Task:
-    """A job as the strategy keeps it."""
-
-    __slots__ = (
-        "arrived",
-        "due",
-        "id",
-        "is_root",
-        "line",
-        "missing",
-        "number",
-        "rank",
-        "run_s",
-        "server",
-        "since",
-        "state",
-    )
-
-    def __init__(
-        self, id: str, line: Line, rank: int, run_s: float | None, now: float, waited_s: float, due: float
-    ) -> None:
-        self.id, self.line, self.rank, self.run_s = id, line, rank, run_s
-        self.arrived = self.since = now - waited_s
-        self.missing, self.number = 0, -1
-        self.due = due
-        """When it should have ended; infinite once that cannot be any more."""
-        self.is_root = False
-        self.server = ""
-        self.state = State.BLOCKED
-
-
-class Line:
-    """A model: its ready tasks, and its servers."""
-
-    __slots__ = (
-        "blocked", "coming", "copies", "count", "demand", "heap", "model", "moves", "name", "open", "parked", "run_s", "slots",
-        "switch_s", "width", "work",
-    )  # fmt: skip
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.model: Model | None = None
-        self.width, self.switch_s, self.run_s = 1, 0.0, 0.0
-        self.heap: list[tuple[int, float, int, Task]] = []
-        """Ready tasks by rank, then order; those that are ready no more, or have another rank now, are skipped."""
-        self.count = 0
-        """Ready tasks."""
-        self.work = 0.0
-        """Seconds that they take."""
-        self.blocked = 0
-        """Tasks that wait for others."""
-        self.demand = 0.0
-        """GPU-seconds that were asked of it so far, old ones counting less."""
-        self.parked: dict[str, Task] = {}
-        """Ready tasks that nothing can be done for now."""
-        self.copies: dict[str, Copy] = {}
-        """Servers that stay and can be reached."""
-        self.open: dict[str, Copy] = {}
-        """Those of them that can start a task now."""
-        self.moves: list[Move] = []
-        self.coming = 0
-        """Moves that cannot be called off."""
-        self.slots = 0
-
-    def is_model(self, model: Model) -> None:
-        """What it takes and costs."""
-        self.model, self.width, self.run_s = model, model.width, model.run_s
-        self.switch_s = model.load_s + model.memory / BYTES_PER_GB / UNLOAD_GB_PER_S
-
-    @property
-    def supply(self) -> int:
-        """Servers there and coming."""
-        return len(self.copies) + self.coming
-
-    def clear_s(self, change: int = 0) -> float:
-        """How long its servers take to clear what is ready, with so many servers more."""
-        servers = len(self.copies) + self.coming + change
-        if servers <= 0:
-            return float("inf")
-        at_once = self.slots / len(self.copies) if self.copies else 1.0
-        return self.work / (servers * at_once)
-
-    def draining(self) -> Move | None:
-        """Its move that waits for GPUs."""
-        for move in self.moves:
-            if not move.is_fixed:
-                return move
-        return None
-
-    def push(self, task: Task, order: float) -> None:
-        heapq.heappush(self.heap, (-task.rank, order, task.number, task))
-
-    def rank(self) -> int:
-        """The highest priority of its ready tasks; 0: there are none."""
-        top = self.top()
-        return -top[0] if top is not None else 0
-
-    def top(self) -> tuple[int, float, int, Task] | None:
-        """The next in order."""
-        heap = self.heap
-        while heap:
-            entry = heap[0]
-            task = entry[3]
-            if task.state == State.READY and task.rank == -entry[0]:
-                return entry
-            heapq.heappop(heap)
-        return None
-
-
-class Copy:
-    """A server."""
-
-    __slots__ = ("began", "ends", "is_leaving", "line", "move", "places", "running", "served", "server")
-
-    def __init__(self, server: Server, line: Line, places: list[Place], now: float) -> None:
-        self.server, self.line, self.places = server, line, places
-        self.running = 0
-        self.served = self.is_leaving = False
-        """Whether it ran anything since it was loaded; whether it is on its way out."""
-        self.began = self.ends = now
-        """When its load began; when it will have nothing running."""
-        self.move: Move | None = None
-
-    @property
-    def can_start(self) -> bool:
-        s = self.server
-        return s.ready and s.reachable and self.move is None and self.running < s.slots
-
-
-class Place:
-    """A device."""
-
-    __slots__ = ("copies", "device", "move", "number")
-
-    def __init__(self, device: Device, number: int) -> None:
-        self.device, self.number = device, number
-        self.copies: dict[str, Copy] = {}
-        self.move: Move | None = None
-
-    @property
-    def copy(self) -> Copy | None:
-        for copy in self.copies.values():
-            return copy
-        return None
-
-
-class Move:
-    """See the module's docstring."""
-
-    __slots__ = ("began", "is_fixed", "left", "line", "places", "reason")
-
-    def __init__(self, line: Line, places: list[Place], reason: str, now: float) -> None:
-        self.line, self.places, self.reason, self.began = line, places, reason, now
-        self.left: dict[str, Copy] = {}
-        """Servers that are still on its GPUs."""
-        self.is_fixed = False
-        """It cannot be called off any more."""
 
 
 class Fleet:
@@ -221,7 +50,7 @@ class Fleet:
         return bool(self.cooling) and (line.name, place.device.id) in self.cooling
 
     def can_place(self, line: Line) -> bool:
-        """Whether the model is somewhere, or could be brought up somewhere without ending what is not ours."""
+        """Whether the model is somewhere, or could be brought up without ending what is not ours or out of reach."""
         if line.copies or line.moves:
             return True
         if any(self.takes(line, p) for p in self.shared.values()):
@@ -229,9 +58,14 @@ class Fleet:
         good = 0
         for place in self.places.values():
             copy = place.copy
-            if not place.device.shared and self.takes(line, place) and (copy is None or copy.server.ours):
+            can_go = copy is None or (copy.server.ours and copy.server.reachable)
+            if can_go and not place.device.shared and self.takes(line, place):
                 good += 1
         return good >= line.width
+
+    def round_of_loads(self) -> float:
+        """How many tasks take as long as switching to every model once."""
+        return sum(line.switch_s / line.run_s for line in self.lines.values() if line.model is not None and line.run_s)
 
     # Moves
 
@@ -355,6 +189,8 @@ class Fleet:
             line.slots += server.slots
         else:
             line.copies.pop(server.id, None)
+        if not server.reachable and copy.move is not None and not copy.move.is_fixed:
+            self.call_off(copy.move)  # no one knows when it would be gone
         self.settle(copy)
         return copy
 

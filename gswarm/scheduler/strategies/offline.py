@@ -19,7 +19,8 @@ from gswarm.scheduler.plan import Plan, late_requests
 from gswarm.scheduler.problem import Problem, ProblemError
 from gswarm.scheduler.problem import replace as replaced
 from gswarm.scheduler.strategies import crowding
-from gswarm.scheduler.strategies.batching import MANY, Instance, Pass
+from gswarm.scheduler.strategies.batching import Pass
+from gswarm.scheduler.strategies.instance import MANY, Instance
 from gswarm.scheduler.strategies.policy import GREEDY, Policy, drawn, mutated
 from gswarm.scheduler.strategies.sleeping import SleepingPass
 
@@ -43,10 +44,14 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
     problem = problem.offline()
     if not problem.shared:
         return _batched(problem, seconds, iterations, seed)
-    apart = None
+    known, part = None, seconds / 2
     if _is_apart(problem):  # to have a GPU alone is never wrong
-        apart = _batched(replaced(problem, shared=False), seconds / 2, iterations, seed)
-    return crowding.plan(problem, apart, seconds=seconds / 2, iterations=iterations, seed=seed)
+        known = _batched(replaced(problem, shared=False), part, iterations, seed)
+    if problem.host_memory_gb:  # nor is to let nothing sleep
+        part /= 2
+        awake = replaced(problem, host_memory_gb=0.0)
+        known = crowding.plan(awake, known, seconds=part, iterations=iterations, seed=seed)
+    return crowding.plan(problem, known, seconds=part, iterations=iterations, seed=seed)
 
 
 def _is_apart(problem: Problem) -> bool:

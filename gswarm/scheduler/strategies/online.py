@@ -1,73 +1,55 @@
 """Drain what is loaded, keep copies in proportion to demand, move GPUs to where the wait is; causal, bounded.
 
 It decides on arrival and completion only. The rules, with weights that are ratios, so that no unit needs tuning. S is
-what it costs to switch to a model (load and unload, seconds); a model's *clearing time* is the seconds of work of its
-ready tasks over its servers.
+what it costs to switch to a model (load and unload, seconds). A model's *servers* are those that can be reached and stay,
+and those that are being loaded; its *clearing time* is the seconds of work of its ready tasks over its servers.
 
-1. *Drain.* A server starts tasks of its model while there are any: those first that can still meet a deadline, the
-   earliest one first; then oldest request first, which is what the slowest responses ask for. A task that waits for no other counts as `wait_weight` S older, so that requests begin early.
+1. *Drain.* A server starts tasks of its model while there are any: by priority; of one priority those first that can still
+   meet a deadline, the earliest one first; then the oldest request, which is what the slowest responses ask for. A task
+   that waits for no other counts as `wait_weight` S older, so that requests begin early.
 2. *Load where it costs nothing.* Idle GPUs go to a model with ready tasks and no server; then to one whose clearing
    time is above `switch_weight` S; then, within its share of the GPUs, to one whose clearing time is above
    `demand_weight` S. The share is that of its demand in all GPU-seconds asked so far, old ones counting less (the mix
-   is learned as it goes). Idle GPUs are given up by models with the least demand a server first.
+   is learned as it goes). Idle GPUs are given up by models with the least demand a server first. What is left over goes,
+   ahead of any ready task, to models that are nowhere and whose tasks wait for others.
 3. *Balance.* A model whose clearing time with one more server is `balance_weight` S above what another one would be
    left with takes a server from it. A wide model claims the GPUs that fall free soonest, if they do within `NEAR` S:
    they are not kept idle for longer than that, and not at all when they are not wanted.
+4. *Priorities.* A model that is nowhere, and one of whose ready tasks has more than the lowest priority, claims the GPUs
+   that fall free soonest of servers whose waiting tasks all have a lower one, once those servers have run something.
 
-4. *Priorities.* Tasks of one model go by priority first. A model that is nowhere claims the GPUs of a server all of whose
-   waiting tasks have a lower priority than one of its own, once that server has run something.
-
-The bound. A ready task is passed over once for each task that became ready later and starts before it, anywhere. No
-task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU): when the oldest ready task was
+The bound. A ready task is passed over once for each task that became ready later and leaves the line before it, anywhere.
+No task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU or, where loads dwarf the tasks,
+`PASSES_PER_LOAD` for each task that takes as long as loading every model once): when the oldest ready task was
 passed over so often, nothing starts but that task. The oldest one is passed over most, since whoever passes over some
-task passes over the oldest one too; so the check before each start bounds all, wide ones too. It comes to its turn:
-nothing else starts, so what runs ends, and it may claim any GPUs of ours. From half of that on it is *due*: it goes
-first on its model's next server, or claims the GPUs that fall free soonest, so that the hard stop is seldom needed. A
-task also is due when it has waited `wait_bound_s`, but then it takes no GPUs from a model whose own tasks have waited as
-long. Tasks that nothing can be done for (their model is not there, or all it fits on belongs to others) are not in line.
+task passes over the oldest one too; so the check before each start bounds all, whatever their width or priority, and
+whatever was loaded ahead. It comes to its turn: nothing else starts, so what runs ends; claims of others are called off,
+and it may claim any GPUs of ours that can be reached. From half of that on it is *due*: it goes first on its model's next
+server, or claims the GPUs that fall free soonest, so that the hard stop is seldom needed. A task also is due when it has
+waited `wait_bound_s`, but then it takes no GPUs from a model whose own tasks have waited as long. Tasks that nothing can
+be done for (their model is not there, or all it fits on belongs to others or is out of reach) are not in line; they join it
+anew when something can.
+
+What it knows is kept in `intake.py`, where models go is decided in `placing.py`, and `fleet.py` carries it out.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from gswarm.scheduler.strategies.fleet import Copy, Fleet, Line, Place, State, Task
-from gswarm.scheduler.strategies.turns import Turns
-from gswarm.scheduler.strategy import (
-    Arrived,
-    Completed,
-    DeviceGone,
-    DeviceIs,
-    Event,
-    HostIs,
-    Instruction,
-    Job,
-    LoadRefused,
-    ModelGone,
-    ModelIs,
-    Rank,
-    ServerGone,
-    ServerIs,
-    Start,
-    Started,
-    Withdrawn,
-)
+from gswarm.scheduler.strategies.intake import FOREVER, READY, RUNNING
+from gswarm.scheduler.strategies.pieces import Copy, Line, Task
+from gswarm.scheduler.strategies.placing import Placing
+from gswarm.scheduler.strategies.turns import PASSES_PER_GPU
+from gswarm.scheduler.strategy import Event, Instruction, Start
 
-PASSES_PER_GPU = 64
-NEAR = 0.5
-"""Switch times within which GPUs must fall free to be claimed."""
-MEMORY_TASKS = 4096
-"""After so many arrivals the demand seen before counts half."""
-AHEAD_S = 1e9
-"""How much older than it is a task with a deadline counts: they go first, by deadline."""
+PASSES_PER_LOAD = 8
 LOOKED_AT = 8
 """Tasks looked at for one that was known when the load began."""
-FOREVER = float("inf")
-READY, RUNNING, BLOCKED, GONE = State.READY, State.RUNNING, State.BLOCKED, State.GONE
 
 
-class Online:
+class Online(Placing):
     """See the module's docstring. Weights are in switch times S of the model in question."""
 
     name = "online"
@@ -76,62 +58,35 @@ class Online:
         self,
         wait_bound_s: float = float("inf"),
         *,
-        wait_weight: float = 2.0,
+        wait_weight: float = 1.0,
         switch_weight: float = 2.0,
         demand_weight: float = 0.25,
         balance_weight: float = 2.0,
         max_passed: int | None = None,
         reasons: bool = False,
     ) -> None:
-        self.wait_bound_s, self.reasons = wait_bound_s, reasons
-        self.wait_weight, self.switch_weight = wait_weight, switch_weight
-        self.demand_weight, self.balance_weight = demand_weight, balance_weight
-        self._max_passed = max_passed
-        self._now = 0.0
-        self._fleet = Fleet()
-        self._turns: Turns[Task] = Turns()
-        self._tasks: dict[str, Task] = {}
-        self._waiters: dict[str, list[Task]] = {}
-        self._adopted: dict[str, list[Task]] = {}
-        """Running on servers that are not known yet."""
-        self._waiting: dict[str, Line] = {}
-        """Models with ready tasks."""
-        self._blocked: dict[str, Line] = {}
-        """Models with tasks that wait for others."""
-        self._touched: dict[str, Line] = {}
-        """Models that may start something."""
-        self._demand = 0.0
-        self._arrivals = 0
-        self._ended_since_balance = 0
-        self._ranks_differ = False
-        """Whether any task ever had another priority than most."""
+        super().__init__(wait_bound_s, wait_weight, switch_weight, demand_weight, balance_weight, reasons=reasons)
+        self._max_passed = self._limit = max_passed
         self._is_stopped = False
         """Whether the hard stop kept something from starting."""
-        self._fleet_changed = False
 
     # The seam
 
     @property
     def max_passed(self) -> int:
         """How often a ready task may be passed over."""
-        return PASSES_PER_GPU * max(1, len(self._fleet.places)) if self._max_passed is None else self._max_passed
+        if self._limit is None:
+            by_loads = int(PASSES_PER_LOAD * self._fleet.round_of_loads())
+            self._limit = max(PASSES_PER_GPU * max(1, len(self._fleet.places)), by_loads)
+        return self._limit
 
     def handle(self, now: float, events: Sequence[Event]) -> list[Instruction]:
         """Take in what happened and say what to do."""
-        self._now = now = max(now, self._now)
         fleet = self._fleet
         out: list[Instruction] = []
         fleet.out = out
-        for event in events:
-            if isinstance(event, Completed):
-                self._completed(event.job)
-            elif isinstance(event, Arrived):
-                self._arrived(event.job)
-            else:
-                self._other(event)
-        if self._fleet_changed:
-            self._fleet_changed = False
-            self._unpark()
+        if self.take_in(now, events):
+            self._limit = self._max_passed
         if self._waiting:
             self._press()
             if not self._is_stopped:
@@ -160,196 +115,6 @@ class Online:
         """How often later jobs were started before it."""
         task = self._tasks.get(job)
         return self._turns.passed(task) if task is not None and task.state == READY and task.number >= 0 else 0
-
-    # Events
-
-    def _arrived(self, job: Job) -> None:
-        if job.rank != Rank.NORMAL:
-            self._ranks_differ = True
-        line = self._fleet.lines.get(job.model) or self._fleet.line(job.model)
-        known = self._tasks.get(job.id)
-        if known is not None:
-            if known.state == RUNNING:
-                return
-            if known.state == READY and not job.needs and known.line is line:
-                if known.rank != job.rank:
-                    known.rank = job.rank
-                    line.push(known, self._order(known))
-                return
-            self._forget(known)
-        task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s, job.deadline)
-        self._tasks[job.id] = task
-        seconds = line.run_s if job.run_s is None else job.run_s
-        line.demand += seconds * line.width
-        self._demand += seconds * line.width
-        self._arrivals += 1
-        if self._arrivals % MEMORY_TASKS == 0:
-            self._demand /= 2
-            for other in self._fleet.lines.values():
-                other.demand /= 2
-        if job.needs:
-            line.blocked += 1
-            self._blocked[line.name] = line
-            task.missing = len(job.needs)
-            for need in job.needs:
-                waiters = self._waiters.get(need)
-                if waiters is None:
-                    self._waiters[need] = [task]
-                else:
-                    waiters.append(task)
-        else:
-            task.is_root = True
-            self._ready(task)
-
-    def _order(self, task: Task) -> float:
-        if task.due < FOREVER:
-            return task.due - AHEAD_S
-        return task.arrived - self.wait_weight * task.line.switch_s if task.is_root else task.arrived
-
-    def _ready(self, task: Task) -> None:
-        line = task.line
-        task.state = READY
-        if not line.copies and not line.moves and not self._fleet.can_place(line):
-            line.parked[task.id] = task
-            return
-        self._turns.join(task)
-        line.push(task, self._order(task))
-        line.count += 1
-        line.work += line.run_s if task.run_s is None else task.run_s
-        if line.count == 1:
-            self._waiting[line.name] = line
-        if line.open:
-            self._touched[line.name] = line
-
-    def _unready(self, task: Task, state: State) -> None:
-        line = task.line
-        task.state = state
-        if task.number < 0:
-            line.parked.pop(task.id, None)
-            return
-        self._turns.leave(task)
-        line.count -= 1
-        line.work -= line.run_s if task.run_s is None else task.run_s
-        if not line.count:
-            line.work = 0.0
-            line.heap.clear()
-            self._waiting.pop(line.name, None)
-
-    def _forget(self, task: Task) -> None:
-        """It will not run now."""
-        del self._tasks[task.id]
-        if task.state == READY:
-            self._unready(task, GONE)
-        elif task.state == RUNNING:
-            self._end_run(task)
-        elif task.state == BLOCKED:
-            self._unblock(task)
-        task.state = GONE
-
-    def _unblock(self, task: Task) -> None:
-        """It waits for others no more."""
-        task.line.blocked -= 1
-        if not task.line.blocked:
-            del self._blocked[task.line.name]
-
-    def _end_run(self, task: Task) -> None:
-        copy = self._fleet.copies.get(task.server)
-        if copy is None:
-            return
-        copy.running -= 1
-        self._ended_since_balance += 1
-        if copy.move is not None:
-            self._fleet.proceed(copy.move, self._now)
-            return
-        line, key = copy.line, copy.server.id
-        if key in line.copies and copy.server.ready and copy.server.reachable:
-            line.open[key] = copy
-            if line.count:
-                self._touched[line.name] = line
-        if not copy.running and copy.server.ours and not copy.places[0].device.shared:
-            self._fleet.idle[key] = copy
-
-    def _completed(self, job: str) -> None:
-        task = self._tasks.pop(job, None)
-        if task is not None:
-            if task.state == RUNNING:
-                self._end_run(task)
-            elif task.state == READY:
-                self._unready(task, GONE)
-            elif task.state == BLOCKED:
-                self._unblock(task)
-            task.state = GONE
-        waiters = self._waiters.pop(job, None)
-        if waiters is not None:
-            for waiter in waiters:
-                waiter.missing -= 1
-                if not waiter.missing and waiter.state == BLOCKED:
-                    self._unblock(waiter)
-                    waiter.since = self._now
-                    self._ready(waiter)
-
-    def _other(self, event: Event) -> None:
-        fleet, now = self._fleet, self._now
-        match event:
-            case Withdrawn(job):
-                if (task := self._tasks.get(job)) is not None:
-                    self._forget(task)
-                return
-            case Started(job, server):
-                self._adopt(job, server)
-                return
-            case ServerIs(server):
-                copy = fleet.server_is(server, now)
-                if copy is not None:
-                    for task in self._adopted.pop(server.id, ()):
-                        copy.running += task.state == RUNNING
-                        copy.served = True
-                    fleet.settle(copy)
-                    if copy.move is not None:
-                        fleet.proceed(copy.move, now)
-                    if copy.line.count:
-                        self._touched[copy.line.name] = copy.line
-            case ServerGone(server_id, failed, asleep):
-                fleet.server_gone(server_id, failed, now, asleep)
-            case HostIs(memory):
-                fleet.host.room = memory
-            case LoadRefused(model, device):
-                fleet.refused(model, device, now)
-            case DeviceIs(device):
-                fleet.device_is(device)
-            case DeviceGone(device_id):
-                fleet.device_gone(device_id)
-            case ModelIs(model):
-                fleet.line(model.name).is_model(model)
-            case ModelGone(name):
-                fleet.line(name).model = None
-            case _:
-                pass
-        if fleet.cooling:
-            fleet.cooling = {key: until for key, until in fleet.cooling.items() if until > now}
-        self._fleet_changed = True
-
-    def _adopt(self, job: Job, server: str) -> None:
-        if (known := self._tasks.get(job.id)) is not None:
-            self._forget(known)
-        task = Task(job.id, self._fleet.line(job.model), job.rank, job.run_s, self._now, job.waited_s, job.deadline)
-        self._tasks[job.id] = task
-        task.state, task.server = RUNNING, server
-        copy = self._fleet.copies.get(server)
-        if copy is None:
-            self._adopted.setdefault(server, []).append(task)
-            return
-        copy.running += 1
-        copy.served = True
-        copy.ends = max(copy.ends, self._now + (task.line.run_s if task.run_s is None else task.run_s))
-        self._fleet.settle(copy)
-
-    def _unpark(self) -> None:
-        for line in self._fleet.lines.values():
-            if line.parked and self._fleet.can_place(line):
-                parked, line.parked = line.parked, {}
-                for task in parked.values():
-                    self._ready(task)
 
     # The bound
 
@@ -396,34 +161,6 @@ class Online:
         why = f"{oldest.id} is due: passed over {passed} times, ready for {self._now - oldest.since:.1f} s"
         self._claim(line, may_take, why)
 
-    def _outrank(self) -> None:
-        """Rule 4."""
-        ranked = [(line.rank(), line) for line in self._waiting.values() if not line.supply and not line.draining()]
-        for rank, line in sorted(ranked, key=lambda r: -r[0]):
-
-            def may_take(copy: Copy, rank: int = rank) -> bool:
-                top = copy.line.top()
-                return top is None or (copy.served and copy.line.rank() < rank and not self._is_late(top[3]))
-
-            if rank > Rank.LOW and line.model is not None:
-                self._claim(line, may_take, f"a task of priority {Rank(rank).name.lower()} waits")
-
-    def _claim(self, line: Line, may_take: Callable[[Copy], bool], why: str) -> None:
-        """Move the model to the GPUs that fall free soonest, those of ours whose server it may take among them."""
-        found = []
-        for place in self._fleet.places.values():
-            mine = place.copy
-            if place.device.shared or place.move is not None or not self._fleet.takes(line, place):
-                continue
-            if mine is not None:
-                s = mine.server
-                if not (s.ours and s.ready and s.reachable) or not may_take(mine):
-                    continue
-            found.append((max(mine.ends, self._now) if mine and mine.running else self._now, place.number, place))
-        if len(found) >= line.width:
-            found.sort(key=lambda f: f[:2])
-            self._fleet.begin(line, [f[2] for f in found[: line.width]], why if self.reasons else "", self._now)
-
     # Starting
 
     def _start_touched(self) -> None:
@@ -463,9 +200,6 @@ class Online:
         self._fleet.out.append(Start(task.id, copy.server.id, passed_over, why))
         return True
 
-    def _is_late(self, task: Task) -> bool:
-        return self._now - task.since >= self.wait_bound_s
-
     def _next_of(self, line: Line, copy: Copy) -> Task:
         entry = line.top()
         assert entry is not None
@@ -501,131 +235,3 @@ class Online:
         waited = self._now - task.since
         order = "the oldest request first" if not task.is_root else "to begin its request"
         return f"{task.line.name} is loaded there; {order}; {task.line.count} in line, ready for {waited:.1f} s"
-
-    # Loading
-
-    def _load(self) -> None:
-        """Rule 2."""
-        while True:
-            lines = [line for line in self._waiting.values() if self._could_use(line)]
-            if not lines:
-                return
-            idle = self._idle_places()
-            if not idle and not self._fleet.shared:
-                return
-            lines.sort(key=lambda line: (-line.rank() if self._ranks_differ else 0, line.supply > 0, -line.work))
-            if not any(self._load_one(line, idle) for line in lines):
-                return
-
-    def _could_use(self, line: Line) -> bool:
-        """Whether it asks for another server at all."""
-        return line.model is not None and (not line.supply or line.clear_s() > self.demand_weight * line.switch_s)
-
-    def _idle_places(self) -> list[tuple[float, int, Place, Line | None]]:
-        fleet = self._fleet
-        found: list[tuple[float, int, Place, Line | None]] = [(-1.0, p.number, p, None) for p in fleet.free.values()]
-        for copy in fleet.idle.values():
-            line = copy.line
-            if not line.count:
-                found += [(line.demand / max(1, line.supply), p.number, p, line) for p in copy.places]
-        found.sort(key=lambda f: f[:2])
-        return found
-
-    def _load_one(self, line: Line, idle: list[tuple[float, int, Place, Line | None]]) -> bool:
-        fleet, supply, switch_s = self._fleet, line.supply, line.switch_s
-        good = [f for f in idle if f[3] is not line and f[2].move is None and fleet.takes(line, f[2])]
-        why = ""
-        if supply:
-            clear_s = line.clear_s()
-            if clear_s > self.switch_weight * switch_s:
-                why = f"{clear_s:.1f} s of work a server are above {self.switch_weight:g} switches of {switch_s:.1f} s"
-            elif clear_s > self.demand_weight * switch_s:
-                share = line.demand / line.width
-                within = (supply + 1) * line.width * self._demand <= len(fleet.places) * line.demand
-                good = [
-                    f
-                    for f in good
-                    if (within if f[3] is None else f[3].supply > 1)
-                    and (f[3] is None or share / (supply + 1) >= f[3].demand / f[3].width / f[3].supply)
-                ]
-                why = f"its share of the GPUs is more than {supply} servers"
-            else:
-                return False
-        elif self._load_beside(line):
-            return True
-        else:
-            why = f"{line.count} tasks wait and it is loaded nowhere"
-        if len(good) < line.width:
-            return False
-        drain = line.draining()
-        if drain is not None:
-            fleet.call_off(drain)
-        fleet.begin(line, [f[2] for f in good[: line.width]], why if self.reasons else "", self._now)
-        return True
-
-    def _load_ahead(self) -> None:
-        """For tasks that wait for others, a model that is nowhere, on GPUs that nothing known needs."""
-        fleet = self._fleet
-        for line in [line for line in self._blocked.values() if not (line.supply or line.count or line.moves)]:
-            places = [p for p in fleet.free.values() if fleet.takes(line, p)]
-            for copy in fleet.idle.values():
-                if len(places) < line.width and not copy.line.count and not copy.line.blocked:
-                    places += [p for p in copy.places if fleet.takes(line, p)]
-            if len(places) >= line.width:
-                why = f"{line.blocked} tasks that wait for others will need it" if self.reasons else ""
-                fleet.begin(line, places[: line.width], why, self._now)
-
-    def _load_beside(self, line: Line) -> bool:
-        """On a shared device, beside what is there; what is idle there makes room."""
-        fleet = self._fleet
-        for place in fleet.shared.values():
-            if fleet.takes(line, place) and fleet.has_room(line, place):
-                fleet.load_beside(line, place, f"{line.count} tasks wait" if self.reasons else "", self._now)
-                return True
-        for place in fleet.shared.values():
-            for copy in place.copies.values():
-                s = copy.server
-                can_go = s.ours and s.ready and not copy.running and not copy.line.count and s.id in copy.line.copies
-                if can_go and fleet.takes(line, place) and fleet.has_room(line, place, without=copy):
-                    fleet.send_away(copy, f"makes room for {line.name}" if self.reasons else "")
-                    return False
-        return False
-
-    # Balance
-
-    def _balance(self) -> None:
-        """Rule 3, for the model that is worst off; not at every event, for it looks at every model."""
-        fleet = self._fleet
-        if 8 * self._ended_since_balance < len(fleet.lines):
-            return
-        self._ended_since_balance = 0
-        worst, most = None, self.balance_weight
-        for line in self._waiting.values():
-            if line.model is None or line.draining() is not None:
-                continue
-            clear_s = line.clear_s(1)
-            if clear_s > most * line.switch_s:
-                worst, most = line, clear_s / line.switch_s if line.switch_s else float("inf")
-        if worst is None:
-            return
-        left_s = worst.clear_s(1) - self.balance_weight * worst.switch_s
-        soon = self._now + NEAR * worst.switch_s
-        found: list[tuple[float, int, Place]] = []
-        for place in fleet.free.values():
-            if fleet.takes(worst, place):
-                found.append((self._now, place.number, place))
-        for line in fleet.lines.values():
-            if line is worst or len(line.copies) < 2 or line.clear_s(-1) >= left_s:
-                continue
-            spare = []
-            for copy in line.copies.values():
-                ends = copy.ends if copy.running else self._now
-                if copy.served and copy.move is None and copy.server.ours and copy.server.ready and ends <= soon:
-                    spare += [(ends, p.number, p) for p in copy.places if not p.device.shared and fleet.takes(worst, p)]
-            spare.sort(key=lambda f: f[:2])
-            found += spare[: (len(line.copies) - 1) * line.width]
-        if len(found) < worst.width:
-            return
-        found.sort(key=lambda f: f[:2])
-        why = f"{worst.clear_s(1):.1f} s of work a server, others have {self.balance_weight:g} switches less"
-        fleet.begin(worst, [f[2] for f in found[: worst.width]], why if self.reasons else "", self._now)

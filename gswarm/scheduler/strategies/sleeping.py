@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 
 from gswarm.scheduler.problem import SLACK_GB
-from gswarm.scheduler.strategies.batching import NOTHING, Instance, Pass
+from gswarm.scheduler.strategies.batching import Pass
+from gswarm.scheduler.strategies.instance import NOTHING, Instance
 from gswarm.scheduler.strategies.policy import Policy
 
 

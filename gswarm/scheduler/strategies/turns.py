@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Generic, Protocol, TypeVar
 
+PASSES_PER_GPU = 64
+"""How often a ready job may be passed over unless told otherwise, a GPU."""
 BLOCK = 4096
+"""Numbers whose leavings are summed up together."""
 
 
 class Numbered(Protocol):

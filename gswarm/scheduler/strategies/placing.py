@@ -1,0 +1,207 @@
+"""Where `online` puts models: its rules 2 to 4, and the claims that they and its bound make; see `online.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import itemgetter
+
+from gswarm.scheduler.strategies.intake import Intake
+from gswarm.scheduler.strategies.pieces import Copy, Line, Place, Task
+from gswarm.scheduler.strategy import Rank
+
+NEAR = 0.5
+"""Switch times within which GPUs must fall free to be claimed."""
+_Idle = tuple[float, int, Place, Line | None]
+"""Demand a server of the model there, number, GPU, model."""
+BY_WORTH = itemgetter(0, 1)
+
+
+class Placing(Intake):
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        wait_bound_s: float,
+        wait_weight: float,
+        switch_weight: float,
+        demand_weight: float,
+        balance_weight: float,
+        *,
+        reasons: bool,
+    ) -> None:
+        super().__init__(wait_weight)
+        self.wait_bound_s, self.reasons = wait_bound_s, reasons
+        self.switch_weight, self.demand_weight, self.balance_weight = switch_weight, demand_weight, balance_weight
+
+    def _is_late(self, task: Task) -> bool:
+        return self._now - task.since >= self.wait_bound_s
+
+    # Priorities and claims
+
+    def _outrank(self) -> None:
+        """Rule 4."""
+        ranked = [(line.rank(), line) for line in self._waiting.values() if not line.supply and not line.draining()]
+        for rank, line in sorted(ranked, key=lambda r: -r[0]):
+
+            def may_take(copy: Copy, rank: int = rank) -> bool:
+                top = copy.line.top()
+                return top is None or (copy.served and copy.line.rank() < rank and not self._is_late(top[3]))
+
+            if rank > Rank.LOW and line.model is not None:
+                self._claim(line, may_take, f"a task of priority {Rank(rank).name.lower()} waits")
+
+    def _claim(self, line: Line, may_take: Callable[[Copy], bool], why: str) -> None:
+        """Move the model to the GPUs that fall free soonest, those of ours whose server it may take among them."""
+        found = []
+        for place in self._fleet.places.values():
+            mine = place.copy
+            if place.device.shared or place.move is not None or not self._fleet.takes(line, place):
+                continue
+            if mine is not None:
+                s = mine.server
+                # One that takes several GPUs may be leaving already, for a move onto another of them.
+                if mine.move is not None or not (s.ours and s.ready and s.reachable and may_take(mine)):
+                    continue
+            found.append((max(mine.ends, self._now) if mine and mine.running else self._now, place.number, place))
+        if len(found) >= line.width:
+            found.sort(key=lambda f: f[:2])
+            self._fleet.begin(line, [f[2] for f in found[: line.width]], why if self.reasons else "", self._now)
+
+    # Loading
+
+    def _load(self) -> None:
+        """Rule 2."""
+        while True:
+            lines = [line for line in self._waiting.values() if self._could_use(line)]
+            if not lines:
+                return
+            idle = self._idle_places()
+            if not idle and not self._fleet.shared:
+                return
+            lines.sort(key=lambda line: (-line.rank() if self._ranks_differ else 0, line.supply > 0, -line.work))
+            if not any(self._load_one(line, idle) for line in lines):
+                return
+
+    def _could_use(self, line: Line) -> bool:
+        """Whether it asks for another server at all."""
+        return line.model is not None and (not line.supply or line.clear_s() > self.demand_weight * line.switch_s)
+
+    def _idle_places(self) -> list[_Idle]:
+        fleet = self._fleet
+        found: list[_Idle] = [(-1.0, p.number, p, None) for p in fleet.free.values()]
+        for copy in fleet.idle.values():
+            line = copy.line
+            if not line.count:
+                found += [(line.demand / max(1, line.supply), p.number, p, line) for p in copy.places]
+        found.sort(key=BY_WORTH)
+        return found
+
+    def _load_one(self, line: Line, idle: list[_Idle]) -> bool:
+        fleet, supply = self._fleet, line.supply
+        spare: dict[Line | None, bool] | None = None
+        """Whose GPUs it may have; None: anyone's."""
+        if supply:
+            clear_s, switch_s = line.clear_s(), line.switch_s
+            if clear_s > self.switch_weight * switch_s:
+                why = f"{clear_s:.1f} s of work a server are above {self.switch_weight:g} switches of {switch_s:.1f} s"
+            elif clear_s > self.demand_weight * switch_s:
+                spare = {other: self._is_due_more(line, other) for other in {f[3] for f in idle}}
+                why = f"its share of the GPUs is more than {supply} servers"
+            else:
+                return False
+        elif self._load_beside(line):
+            return True
+        else:
+            why = f"{_tasks(line.count)} and it is loaded nowhere"
+        good = []
+        for _, _, place, other in idle:
+            allowed = other is not line and place.move is None and (spare is None or spare[other])
+            if allowed and fleet.takes(line, place):
+                good.append(place)
+                if len(good) == line.width:
+                    break
+        else:
+            return False
+        drain = line.draining()
+        if drain is not None:
+            fleet.call_off(drain)
+        fleet.begin(line, good, why if self.reasons else "", self._now)
+        return True
+
+    def _is_due_more(self, line: Line, other: Line | None) -> bool:
+        """Whether by its share of the demand the model may have one more server on free GPUs, or on those of another."""
+        if other is None:
+            return (line.supply + 1) * line.width * self._demand <= len(self._fleet.places) * line.demand
+        asked, others = line.demand / line.width / (line.supply + 1), other.demand / other.width
+        return other.supply > 1 and asked >= others / other.supply
+
+    def _load_ahead(self) -> None:
+        """For tasks that wait for others, a model that is nowhere, on GPUs that nothing known needs."""
+        fleet = self._fleet
+        for line in [line for line in self._blocked.values() if not (line.supply or line.count or line.moves)]:
+            places = [p for p in fleet.free.values() if fleet.takes(line, p)]
+            for copy in fleet.idle.values():
+                if len(places) < line.width and not copy.line.count and not copy.line.blocked:
+                    places += [p for p in copy.places if fleet.takes(line, p)]
+            if len(places) >= line.width:
+                why = f"{_tasks(line.blocked)} for others to end, and will need it" if self.reasons else ""
+                fleet.begin(line, places[: line.width], why, self._now)
+
+    def _load_beside(self, line: Line) -> bool:
+        """On a shared device, beside what is there; what is idle there makes room."""
+        fleet = self._fleet
+        for place in fleet.shared.values():
+            if fleet.takes(line, place) and fleet.has_room(line, place):
+                fleet.load_beside(line, place, _tasks(line.count) if self.reasons else "", self._now)
+                return True
+        for place in fleet.shared.values():
+            for copy in place.copies.values():
+                s = copy.server
+                can_go = s.ours and s.ready and not copy.running and not copy.line.count and s.id in copy.line.copies
+                if can_go and fleet.takes(line, place) and fleet.has_room(line, place, without=copy):
+                    fleet.send_away(copy, f"makes room for {line.name}" if self.reasons else "")
+                    return False
+        return False
+
+    # Balance
+
+    def _balance(self) -> None:
+        """Rule 3, for the model that is worst off; not at every event, for it looks at every model."""
+        fleet = self._fleet
+        if 8 * self._ended_since_balance < len(fleet.lines):
+            return
+        self._ended_since_balance = 0
+        worst, most = None, self.balance_weight
+        for line in self._waiting.values():
+            if line.model is None or line.draining() is not None:
+                continue
+            clear_s = line.clear_s(1)
+            if clear_s > most * line.switch_s:
+                worst, most = line, clear_s / line.switch_s if line.switch_s else float("inf")
+        if worst is None:
+            return
+        left_s = worst.clear_s(1) - self.balance_weight * worst.switch_s
+        soon = self._now + NEAR * worst.switch_s
+        found: list[tuple[float, int, Place]] = []
+        for place in fleet.free.values():
+            if fleet.takes(worst, place):
+                found.append((self._now, place.number, place))
+        for line in fleet.lines.values():
+            if line is worst or len(line.copies) < 2 or line.clear_s(-1) >= left_s:
+                continue
+            spare = []
+            for copy in line.copies.values():
+                ends = copy.ends if copy.running else self._now
+                if copy.served and copy.move is None and copy.server.ours and copy.server.ready and ends <= soon:
+                    spare += [(ends, p.number, p) for p in copy.places if not p.device.shared and fleet.takes(worst, p)]
+            spare.sort(key=lambda f: f[:2])
+            found += spare[: (len(line.copies) - 1) * line.width]
+        if len(found) < worst.width:
+            return
+        found.sort(key=lambda f: f[:2])
+        why = f"{worst.clear_s(1):.1f} s of work a server, others have {self.balance_weight:g} switches less"
+        fleet.begin(worst, [f[2] for f in found[: worst.width]], why if self.reasons else "", self._now)
+
+
+def _tasks(count: int) -> str:
+    return "1 task waits" if count == 1 else f"{count} tasks wait"
