@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gswarm import __version__
-from gswarm.profiler import analysis, export, history, metrics, series
+from gswarm.profiler import analysis, export, history, metrics
 from gswarm.profiler.journal import FORMAT, Record, Writer, frame
 from gswarm.profiler.recording import Recording
 from gswarm.v1 import cluster_pb2, profiler_pb2
@@ -59,7 +59,7 @@ def write(directory: Path, nodes: int, devices: int, seconds: int) -> None:
 def analyse(directory: Path) -> int:
     """All that the command does."""
     with Recording.open(directory) as recording:
-        found = analysis.analyse(series.read(recording), history.read(recording))
+        found = analysis.analyse(recording.series(), history.read(recording))
     return found.ticks
 
 

@@ -206,7 +206,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("SIZE", _size("size_bytes"), True),
         Column("STARTED", _since("started_at"), True),
         Column("NODES", _of(lambda s: _names(s.nodes) if s.nodes else "all")),
-        Column("TAGS", _of(lambda s: _names([f"{key}={value}" for key, value in s.tags.items()]))),
+        Column("TAGS", _of(lambda s: _names([f"{key}={value}" for key, value in sorted(s.tags.items())]))),
         Column("DETAIL", _word("detail")),
     ),
     "MetricInfo": (

@@ -98,7 +98,10 @@ async def test_an_xid_event_is_an_alert_until_it_has_not_happened_for_a_while(tm
         for number in (13, 79):
             agent.link.report(
                 event=agent_pb2.NodeEvent(
-                    type="device.xid", subject_kind=common_pb2.KIND_DEVICE, subject="SIM-n1-0", message=f"XID {number}"
+                    type="device.xid",
+                    subject_kind=common_pb2.KIND_DEVICE,
+                    subject="SIM-n1-0",
+                    message=f"n1:gpu0: XID {number}",
                 )
             )
         async with running.swarm.mirror((Alert,), samples=False) as mirror:

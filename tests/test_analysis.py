@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from gswarm.cluster.types import Severity
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.model.types import ServicePhase
-from gswarm.profiler import analysis, history, series
+from gswarm.profiler import analysis, history
 from gswarm.profiler.history import SpanKind
-from gswarm.profiler.reading import needs_no_host, opened
+from gswarm.profiler.reading import located, needs_no_host
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Column, Series
 from gswarm.profiler.types import Analysis, DeviceFigures, Session, session_sealed
@@ -41,7 +41,7 @@ IDLE: Values = {**BUSY, "gpu_util_percent": 0.0, "power_mw": 100_000, "memory_us
 
 def analysed(script: Script) -> Analysis:
     with script.open() as recording:
-        return analysis.analyse(series.read(recording), history.read(recording))
+        return analysis.analyse(recording.series(), history.read(recording))
 
 
 def one(script: Script, device: str = G0) -> DeviceFigures:
@@ -63,7 +63,7 @@ def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
     script.schema(1.5, [G0, G1])  # announced again, as every minute
     script.tick(2, schema, [{**BUSY, "gpu_util_percent": None}, {"energy_mj": 2**63 + 5}])
     with script.open() as recording:
-        first, second = series.read(recording)
+        first, second = recording.series()
     assert (first.node, first.device, second.device) == ("n1", G0, G1)
     assert first.times_us.tolist() == [us(0), us(1), us(2)]
     np.testing.assert_array_equal(first.numbers("gpu_util_percent"), [80, 0, np.nan])
@@ -83,7 +83,7 @@ def test_a_layout_that_changes_leaves_na_where_there_was_no_column(tmp_path: Pat
     new = script.schema(1, [G1, G0], ["power_mw", "gpu_util_percent"])
     script.tick(1, new, [{"power_mw": 5}, {"gpu_util_percent": 20, "power_mw": 7}])
     with script.open() as recording:
-        found = {each.device: each for each in series.read(recording)}
+        found = {each.device: each for each in recording.series()}
     np.testing.assert_array_equal(found[G0].numbers("gpu_util_percent"), [10, 20])
     np.testing.assert_array_equal(found[G0].numbers("power_mw"), [np.nan, 7])
     power = found[G1].numbers("power_mw")
@@ -96,7 +96,7 @@ def test_a_tick_that_is_not_as_long_as_its_layout_says_nothing(tmp_path: Path) -
     script.tick(0, schema, [BUSY])
     script.tick(1, schema, [BUSY], f32=b"\x00\x00")
     with script.open() as recording:
-        (found,) = series.read(recording)
+        (found,) = recording.series()
     util = found.numbers("gpu_util_percent")
     assert util[~np.isnan(util)].tolist() == [80]
 
@@ -205,6 +205,10 @@ def test_loads_head_room_errors_and_failures_are_found(tmp_path: Path) -> None:
         event = mark(number, 5 * number, "GPU-n1-1 does not answer")
         event.type, event.subject, event.severity = "device.lost", G1, common_pb2.SEVERITY_ERROR
         script.state(5 * number, event)
+    for number, text in ((3, event.message), (4, "n1:gpu0: power_mw 700000, above 600000")):
+        alert = mark(number, 12, text)
+        alert.type, alert.subject, alert.severity = "alert.firing", G1, common_pb2.SEVERITY_ERROR
+        script.state(12, alert)
     script.state(10, service("s", "loading", G0))
     script.state(30, service("s", "ready", G0))
     script.state(60, task(1, "running", device=G0, ready=59, started=60))
@@ -216,6 +220,7 @@ def test_loads_head_room_errors_and_failures_are_found(tmp_path: Path) -> None:
     assert "n1:gpu0 had 2 uncorrected memory errors, the first at" in told
     assert "n1:gpu0 was busy 80 % on average, but its SMs were active 20 %" in told
     assert "device.lost: GPU-n1-1 does not answer (2 times)" in told
+    assert told.count("does not answer") == 1 and "alert.firing: n1:gpu0: power_mw 700000" in told
     assert "1 of 1 attempts with m did not end well" in told
     assert "n1 is uneven by 100 %: n1:gpu0 was at 80 % on average, n1:gpu1 at 0 %" in told
     assert found.findings[0].severity is Severity.ERROR
@@ -428,8 +433,9 @@ async def test_names_and_directories_are_told_apart(tmp_path: Path, monkeypatch:
     assert needs_no_host({"name": "here"}) and needs_no_host({"a": "./x", "b": "/y"})
     assert not needs_no_host({"name": "run-7"}) and not needs_no_host({"name": "empty"})
     assert not needs_no_host({"a": "here", "b": "run-7"})
-    async with opened(None, "here") as found:
-        assert found.name == "other" and found.end >= at(0)
+    async with located(None, "here") as directory:
+        assert directory == Path("here")
     with Recording.open(tmp_path / "here") as recording:
-        async with opened(recording, "other") as same:
-            assert same is recording
+        assert recording.name == "other" and recording.end >= at(0)
+        async with located(recording, "other") as same:
+            assert same == recording.directory

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gswarm.profiler import comparison, history, series
+from gswarm.profiler import comparison, history
 from gswarm.profiler.comparison import Recorded, block_length, standard_error, t_quantile
 from gswarm.profiler.series import Floats
 from gswarm.profiler.types import Change, Comparison, Verdict
@@ -40,7 +40,7 @@ def recorded(directory: Path, values: Floats, *, name: str, more: Callable[[Scri
     if more is not None:
         more(script)
     with script.open() as found:
-        return Recorded(series.read(found), history.read(found))
+        return Recorded(found.series(), history.read(found))
 
 
 def row(found: Comparison, metric: str, subject: str = "n1:gpu0") -> Change:
@@ -203,6 +203,6 @@ def test_recordings_with_nothing_in_common_say_so(tmp_path: Path) -> None:
     script = Script(tmp_path / "b", "b")
     script.state(0, everything=True)
     with script.open() as found:
-        other = Recorded(series.read(found), history.read(found))
+        other = Recorded(found.series(), history.read(found))
     told = comparison.compare(one, other)
     assert not told.changes and "no device and no model in common" in told.lines()[-1]

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from gswarm.host.samples import values
+from gswarm.profiler.columns import Rows, absent
 from gswarm.profiler.export import rows
 from gswarm.profiler.metrics import BY_NAME
 from gswarm.profiler.recording import Recording
@@ -27,9 +28,8 @@ OTHERS = (
 
 
 def plainly(recording: Recording, form: str) -> Iterator[str]:
-    """The same, written so that it is plainly right, and slow."""
-    found = {column.name for layout, _ in recording.ticks() for column in layout.columns}
-    metrics = [name for name in BY_NAME if name in found] + sorted(found - BY_NAME.keys())
+    """The same, written value by value so that it is plainly right, and slow."""
+    metrics = [name for name in BY_NAME if name in recording.metrics] + sorted(set(recording.metrics) - BY_NAME.keys())
 
     def line(cells: list[str]) -> str:
         out = io.StringIO()
@@ -38,17 +38,37 @@ def plainly(recording: Recording, form: str) -> Iterator[str]:
 
     if form == "csv":
         yield line(["time", "node", "device", *metrics])
-    for layout, made in recording.ticks():
-        at = datetime.fromtimestamp(made.time_unix_us / 1e6, UTC).isoformat(timespec="milliseconds")
-        time = at.replace("+00:00", "Z")
-        for index, device in enumerate(layout.device_ids):
-            given = dict(values(layout, made, index))
-            if form == "json":
-                yield json.dumps({"time": time, "node": made.node, "device": device, **given}) + "\n"
-                continue
-            cells = (given.get(name) for name in metrics)
-            texts = ("" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in cells)
-            yield line([time, made.node, device, *texts])
+    for part, known in recording.slices():
+        row_of: dict[tuple[str, int, str], int] = {}
+        for number, (device, node) in enumerate(zip(part.device_ids, part.nodes, strict=True)):
+            for row in range(part.starts[number], part.starts[number + 1]):
+                row_of[node, int(part.times_us[row]), device] = row
+        for node in dict.fromkeys(part.nodes):
+            devices = [d for d, n in zip(part.device_ids, part.nodes, strict=True) if n == node]
+            for time_us in sorted({at for name, at, _ in row_of if name == node}):
+                at = datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="milliseconds")
+                time = at.replace("+00:00", "Z")
+                for device in devices:
+                    given = {
+                        name: told(part, known[name], row_of.get((node, time_us, device))) for name in part.columns
+                    }
+                    if form == "json":
+                        yield json.dumps({"time": time, "node": node, "device": device, **given}) + "\n"
+                        continue
+                    cells = (given.get(name) for name in metrics)
+                    texts = ("" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in cells)
+                    yield line([time, node, device, *texts])
+
+
+def told(part: Rows, column: profiler_pb2.MetricColumn, row: int | None) -> float | int | None:
+    """One value of a recording; None is NA."""
+    if row is None:
+        return None
+    values = part.columns[column.name][row : row + 1]
+    if absent(values)[0]:
+        return None
+    is_float = column.scale or column.type == profiler_pb2.COLUMN_TYPE_GAUGE_F32
+    return float(np.float32(values[0])) if is_float else int(values[0])
 
 
 def odd(directory: Path) -> Path:

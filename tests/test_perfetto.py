@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gswarm.profiler import history, perfetto, series
+from gswarm.profiler import history, perfetto
 from gswarm.profiler.history import History, Span, SpanKind
 from tests.support.scripted import Script, gpu, lane, mark, service, task
 
@@ -61,7 +61,7 @@ TRACE = {
 def traced(script: Script) -> dict[str, Any]:
     """The trace of a recording, checked against the format."""
     with script.open() as recording:
-        text = "".join(perfetto.pieces(series.read(recording), history.read(recording)))
+        text = "".join(perfetto.pieces(recording.series(), history.read(recording)))
     found: dict[str, Any] = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     jsonschema.validate(found, TRACE)
     for event in found["traceEvents"]:

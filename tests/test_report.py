@@ -15,9 +15,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gswarm.errors import InvalidError, RefusedError
-from gswarm.profiler import actions, analysis, charts, history, plots, reading, report, series, svg, terminal
-from gswarm.profiler.recording import Recording
+from gswarm.errors import GswarmError, InvalidError, RefusedError
+from gswarm.profiler import actions, analysis, charts, history, plots, reading, report, svg, terminal
+from gswarm.profiler.apart import apart
 from gswarm.profiler.types import Drawn
 from tests.support.scripted import Script, gpu, mark, service, task
 
@@ -76,7 +76,7 @@ def rich(directory: Path, name: str = "rich") -> Script:
 
 def page_of(script: Script) -> str:
     with script.open() as recording:
-        every, past = series.read(recording), history.read(recording)
+        every, past = recording.series(), history.read(recording)
         return "".join(report.pieces(analysis.analyse(every, past), every, past))
 
 
@@ -116,7 +116,7 @@ def test_an_empty_recording_has_a_page_and_a_picture_too(tmp_path: Path) -> None
     script.state(0, everything=True)
     assert "Nothing stands out" in " ".join(Page(page_of(script)).text)
     with script.open() as recording:
-        every, past = series.read(recording), history.read(recording)
+        every, past = recording.series(), history.read(recording)
         ET.fromstring(plots.draw(every, past, charts.choose(every, past, ())[0] or ("power_mw",), "svg"))
         assert terminal.draw(every, past, (), 80)
 
@@ -133,7 +133,7 @@ def test_any_name_and_any_values_make_a_drawing(name: str, values: list[float | 
         for second, value in enumerate(values):
             script.tick(second, schema, [{"gpu_util_percent": value}])
         with script.open() as recording:
-            (one,), past = series.read(recording), history.read(recording)
+            (one,), past = recording.series(), history.read(recording)
     line = charts.line(one, past, "gpu_util_percent")
     odd = charts.Line(line.device, name, line.metric, line.unit, line.x, line.y, line.holds)
     page = Page(svg.chart(odd, past, charts.top([line])))
@@ -206,11 +206,20 @@ class Served:
     in_host = True
 
 
-@pytest.mark.parametrize("call", [actions.plot, actions.export])
-async def test_the_host_itself_loads_no_large_library(tmp_path: Path, call: object) -> None:
-    options = {"out": tmp_path / "x.svg"} if call is actions.plot else {"format": "parquet"}
+async def test_the_host_itself_loads_no_large_library(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="no large libraries"):
-        await call(Served(), "run", **options)  # type: ignore[operator]
+        await actions.plot(Served(), "run", out=tmp_path / "x.svg")  # type: ignore[arg-type]
+    assert await reading._worked(None, os.getpid) == os.getpid() != await reading._worked(Served(), os.getpid)
+
+
+async def test_what_is_worked_on_apart_comes_back_whole_errors_too(tmp_path: Path) -> None:
+    directory = Path(kept(tmp_path / "r"))
+    assert await apart(reading._analysed, directory) == reading._analysed(directory)
+    with pytest.raises(InvalidError, match="Did you mean power_mw") as refused:
+        await apart(reading._compared, directory, directory, ["powr_mw"], 0.95, 0)
+    assert refused.value.field == "metric"
+    with pytest.raises(GswarmError, match="its process ended"):
+        await apart(os._exit, 3)
 
 
 async def test_every_export_says_the_same(tmp_path: Path) -> None:
@@ -239,8 +248,7 @@ def test_a_sealed_recordings_own_parquet_says_the_same(tmp_path: Path) -> None:
 
     directory = rich(tmp_path / "r").write()
     seal(directory)
-    with Recording.open(directory) as recording:
-        reading._export(recording, tmp_path / "x.parquet", "parquet")
+    reading._exported(directory, "parquet", tmp_path / "x.parquet", False)
     (segment,) = directory.glob("metrics-*.parquet")
     sealed, ours = pq.read_table(segment), pq.read_table(tmp_path / "x.parquet")
     for name in ours.column_names:
@@ -254,7 +262,7 @@ def test_a_sealed_recordings_own_parquet_says_the_same(tmp_path: Path) -> None:
 
 def lines_of(script: Script, width: int, metrics: tuple[str, ...]) -> tuple[str, ...]:
     with script.open() as recording:
-        return terminal.draw(series.read(recording), history.read(recording), metrics, width)
+        return terminal.draw(recording.series(), history.read(recording), metrics, width)
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -17,7 +17,7 @@ from gswarm.cluster.types import Device, Event
 from gswarm.errors import ExhaustedError, InvalidError, NotFoundError, RefusedError
 from gswarm.host import store
 from gswarm.host.store import Transaction
-from gswarm.profiler import history, recorder, series
+from gswarm.profiler import history, recorder
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.journal import Record, Writer, scan
 from gswarm.profiler.recording import Recording
@@ -59,9 +59,8 @@ async def test_only_the_metrics_asked_for_are_recorded(running: Cluster) -> None
     with Recording.open(Path(some.path)) as one, Recording.open(Path(every.path)) as other:
         assert set(one.metrics) <= set(some.metrics) and "power_mw" in one.metrics
         assert len(other.metrics) > len(one.metrics)
-        mine, theirs = one.series(["power_mw"]), other.series(["power_mw"])
-        both = set(mine.times_us) & set(theirs.times_us)
-        assert both and set(mine.values[0][dict(mine.devices())["SIM-n1-0"]]) == {70_000.0}
+        mine, theirs = (next(s for s in found.series(["power_mw"]) if s.device == "SIM-n1-0") for found in (one, other))
+        assert set(mine.times_us) & set(theirs.times_us) and set(mine.numbers("power_mw")) == {70_000.0}
         one.seek(one.end)
         reasons = one._samples().reasons.get("SIM-n1-0", {})
         assert "load_1m" not in reasons
@@ -208,11 +207,11 @@ async def test_the_fastest_session_sets_the_pace_and_the_slow_take_their_share(r
         begin, end = (int(moment.timestamp() * 1e6) for moment in (one.start, one.end))
         quick = one.series(["power_mw"], start_us=begin, end_us=end)
         seldom = other.series(["power_mw"], start_us=begin, end_us=end)
-        per_device = {d: rows.stop - rows.start for d, rows in seldom.devices()}
-        for device, rows in quick.devices():
+        per_device = {one.device: len(one.times_us) for one in seldom}
+        for found in quick:
             seconds = (end - begin) / 1e6
-            assert rows.stop - rows.start > 4 * per_device[device]
-            assert per_device[device] <= seconds + 2
+            assert len(found.times_us) > 4 * per_device[found.device]
+            assert per_device[found.device] <= seconds + 2
 
 
 async def test_nodes_join_and_leave_while_it_records(running: Cluster) -> None:
@@ -227,9 +226,9 @@ async def test_nodes_join_and_leave_while_it_records(running: Cluster) -> None:
     done = await sealed(running, "all")
     with Recording.open(Path(done.path)) as recording:
         series = recording.series(["power_mw"])
-        assert set(series.nodes) == {"n1", "n2"}
-        rows = dict(series.devices())
-        first, second = (series.times_us[rows[f"SIM-{node}-0"]] for node in ("n1", "n2"))
+        assert {one.node for one in series} == {"n1", "n2"}
+        times = {one.device: one.times_us for one in series}
+        first, second = times["SIM-n1-0"], times["SIM-n2-0"]
         assert first[0] < second[0] and second[-1] < first[-1] and len(set(first)) == len(first)
 
 
@@ -257,8 +256,7 @@ async def test_a_full_disk_pauses_it_and_nothing_is_lost(running: Cluster, monke
         done = await sealed(running, "full")
     with Recording.open(Path(done.path)) as recording:
         assert recording.damage == ()
-        series = recording.series(["power_mw"])
-        times = series.times_us[dict(series.devices())["SIM-n1-0"]]
+        (times,) = (one.times_us for one in recording.series(["power_mw"]) if one.device == "SIM-n1-0")
         assert len(times) == done.ticks and (times[1:] - times[:-1]).max() < 2_000_000
         assert {"session.paused", "session.resumed"} <= {event.type for event in recording.events()}
 
@@ -336,8 +334,7 @@ async def test_a_long_session_is_sealed_while_it_goes_on(running: Cluster, monke
     assert not list(directory.glob("journal*")) and len(list(directory.glob("state-*"))) >= 3
     with Recording.open(directory) as recording:
         assert recording.counts() == (done.ticks, done.events) and recording.damage == ()
-        times = recording.series(["power_mw"]).times_us
-        assert len(times) >= 9 * done.ticks - 9
+        assert sum(len(one.times_us) for one in recording.series(["power_mw"])) >= 9 * done.ticks - 9
         recording.seek(recording.start)
         assert {device.node for device in recording.rows(Device).values()} == {"n1"}
 
@@ -382,7 +379,7 @@ async def test_an_adaptive_session_samples_seldom_until_something_moves(
         await until(lambda: worker.schedule.pace is None and worker.schedule.regular_s == 1.0)
     assert night.slowest_s == 0.8 and regular.slowest_s == 0
     with Recording.open(Path(night.path)) as found:
-        (one,) = [s for s in series.read(found) if s.device == "SIM-n1-0"]
+        (one,) = [s for s in found.series() if s.device == "SIM-n1-0"]
         past = history.read(found)
         jump = int(np.argmax(one.numbers("power_mw") == 500_000))
         steps = np.round(np.diff(one.times_us) / 1e5).astype(int)

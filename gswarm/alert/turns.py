@@ -47,7 +47,8 @@ def words(change: Change, name: str) -> str:
         case When.RISES:
             return f"{name}: {rule.of} rose to {change.value:.0f}"
         case _:
-            return f"{name}: {change.why or rule.of}"
+            text = change.why or rule.of
+            return text if text.startswith(f"{name}: ") else f"{name}: {text}"
 
 
 def quantity(metric: str, value: float | None) -> str:

@@ -22,6 +22,9 @@ from gswarm.v1.profiler_pb2 import MetricColumn
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 
 def rows(recording: Recording, form: str) -> Iterator[str]:
     """Lines of text, header first for CSV: a column for each metric that any of the nodes gave at any time.

@@ -137,8 +137,11 @@ def _errors(one: Series, history: History) -> Iterator[Finding]:
 def _events(history: History) -> Iterator[Finding]:
     """What the host itself called an error while it was recorded."""
     told: dict[tuple[str, str], list[str]] = {}
+    happened = {event.message for event in history.events if not event.type.startswith("alert.")}
     for event in history.events:
-        if event.severity is Severity.ERROR:
+        # An alert about an event says the same once more.
+        is_again = event.type.startswith("alert.") and event.message in happened
+        if event.severity is Severity.ERROR and not is_again:
             told.setdefault((event.type, event.subject), []).append(event.message)
     for (kind, subject), messages in told.items():
         again = f" ({len(messages)} times)" if len(messages) > 1 else ""

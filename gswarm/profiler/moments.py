@@ -1,15 +1,14 @@
-"""A moment of a recording: which one a text means, what was sampled there, and samples as the ticks they came in."""
+"""A moment of a recording: which one a text means, and what was sampled there."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gswarm.errors import InvalidError
-from gswarm.v1 import profiler_pb2
 
 if TYPE_CHECKING:
     from gswarm.profiler.columns import Rows
@@ -62,43 +61,6 @@ class Moments:
             device: {name: why for name, why in told.items() if name not in self.values.get(device, nothing)}
             for device, told in found.items()
         }
-
-
-def packed(
-    rows: Rows, columns: Mapping[str, profiler_pb2.MetricColumn]
-) -> Iterator[tuple[profiler_pb2.MetricSchema, profiler_pb2.SampleTick]]:
-    """Rows as ticks: of each node, then time; devices that were not sampled at a moment are NA in its tick."""
-    import numpy as np
-
-    from gswarm.host.samples import SLOTS
-    from gswarm.profiler.columns import as_floats, na_of
-
-    for node in dict.fromkeys(rows.nodes):
-        mine = [i for i, name in enumerate(rows.nodes) if name == node]
-        held = [columns[name] for name in rows.columns if name in columns]
-        schema = profiler_pb2.MetricSchema(node=node, id=1, device_ids=[rows.device_ids[i] for i in mine])
-        for column in held:
-            kind = profiler_pb2.COLUMN_TYPE_GAUGE_F32 if column.scale else column.type
-            schema.columns.append(profiler_pb2.MetricColumn(name=column.name, unit=column.unit, type=kind))
-        stamps = np.unique(np.concatenate([rows.times_us[rows.starts[i] : rows.starts[i + 1]] for i in mine]))
-        tables = {}
-        for slot, dtype in (("f32", "<f4"), ("i32", "<i4"), ("u64", "<u8")):
-            names = [c.name for c in schema.columns if SLOTS[c.type][0] == slot]
-            table = np.full((len(stamps), len(mine), len(names)), na_of(np.dtype(dtype)), dtype)
-            for row, i in enumerate(mine):
-                inside = slice(rows.starts[i], rows.starts[i + 1])
-                at = np.searchsorted(stamps, rows.times_us[inside])
-                for place, name in enumerate(names):
-                    values = rows.columns[name][inside]
-                    table[at, row, place] = as_floats(values) if slot == "f32" else values
-            tables[slot] = table
-        for index, stamp in enumerate(stamps.tolist()):
-            yield schema, profiler_pb2.SampleTick(
-                node=node,
-                schema_id=1,
-                time_unix_us=stamp,
-                **{slot: table[index].tobytes() for slot, table in tables.items()},
-            )
 
 
 def parse_at(text: str, start: datetime, end: datetime) -> datetime:

@@ -1,24 +1,28 @@
-"""What is asked of a recording: opened wherever it lies, worked on in a thread, written whole or not at all."""
+"""What is asked of a recording: opened wherever it lies, worked on off the loop, written whole or not at all."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from gswarm.errors import InvalidError, RefusedError
 from gswarm.names import check_name
 from gswarm.profiler.access import pull
+from gswarm.profiler.apart import apart
 from gswarm.profiler.recording import Recording
 
 if TYPE_CHECKING:
     from gswarm.profiler.types import Analysis, Comparison, Drawn, Exported
     from gswarm.swarm import Swarm
 
+P = ParamSpec("P")
+R = TypeVar("R")
 SUFFIXES = {"perfetto": "perfetto.json"}
 """Of exports whose format is not the end of their file's name."""
 
@@ -36,53 +40,64 @@ def needs_no_host(values: Mapping[str, object]) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def opened(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[Recording]:
-    """A recording: a directory of this machine, the one that `--from` opened, or one of the host's, pulled for a while.
+async def located(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[Path]:
+    """A recording's directory: one of this machine, the one that `--from` opened, or one of the host's, pulled for a while.
 
     To a host that answers for others only names mean something: paths would be those of its own machine.
-    Raises NotFoundError, or InvalidError for what is no recording.
+    Raises NotFoundError.
     """
     if isinstance(swarm, Recording) and name in (swarm.name, str(swarm.directory)):
-        yield swarm
-        return
-    with contextlib.ExitStack() as stack:
-        if swarm is None or isinstance(swarm, Recording) or (is_directory(name) and not swarm.in_host):
-            recording = await asyncio.to_thread(Recording.open, Path(name))
-        else:
-            check_name(name, "session name")
-            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gswarm-recording-")))
-            await pull(swarm, name, temporary)
-            recording = await asyncio.to_thread(Recording.open, temporary)
-        stack.callback(recording.close)
-        yield recording
+        yield swarm.directory
+    elif swarm is None or isinstance(swarm, Recording) or (is_directory(name) and not swarm.in_host):
+        yield Path(name)
+    else:
+        check_name(name, "session name")
+        with tempfile.TemporaryDirectory(prefix="gswarm-recording-") as temporary:
+            directory = Path(temporary) / name
+            await asyncio.to_thread(directory.mkdir)
+            await pull(swarm, name, directory)
+            yield directory
+
+
+async def _worked(swarm: Any, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Off the loop; what is done for a host's own face in another process, for it takes large libraries and a core."""
+    if getattr(swarm, "in_host", False):
+        return await apart(function, *args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 async def analyse(swarm: Swarm, name: str) -> Analysis:
     """A recording in figures and findings."""
-    from gswarm.profiler import analysis, history, series
+    async with located(swarm, name) as directory:
+        return await _worked(swarm, _analysed, directory)
 
-    async with opened(swarm, name) as found:
-        return await asyncio.to_thread(lambda: analysis.analyse(series.read(found), history.read(found)))
+
+def _analysed(directory: Path) -> Analysis:
+    from gswarm.profiler import analysis, history
+
+    with Recording.open(directory) as found:
+        return analysis.analyse(found.series(), history.read(found))
 
 
 async def compare(swarm: Swarm, a: str, b: str, *, metrics: Sequence[str], confidence: float, seed: int) -> Comparison:
     """Two recordings side by side."""
-    from gswarm.profiler import comparison, history, series
-
     if seed < 0:
         raise InvalidError(f"a seed of {seed} cannot be", next="0 or more", field="seed")
     if not 0.5 <= confidence < 1:
         raise InvalidError(
             f"a confidence of {confidence:g} cannot be", next="from 0.5 to under 1, as 0.95", field="confidence"
         )
-    async with opened(swarm, a) as first, opened(swarm, b) as second:
+    async with located(swarm, a) as first, located(swarm, b) as second:
+        return await _worked(swarm, _compared, first, second, tuple(metrics), confidence, seed)
 
-        def work() -> Comparison:
-            sides = [comparison.Recorded(series.read(one), history.read(one)) for one in (first, second)]
-            series.check_metrics(metrics, [one for side in sides for one in side.series])
-            return comparison.compare(*sides, metrics=metrics, confidence=confidence, seed=seed)
 
-        return await asyncio.to_thread(work)
+def _compared(a: Path, b: Path, metrics: Sequence[str], confidence: float, seed: int) -> Comparison:
+    from gswarm.profiler import comparison, history, series
+
+    with Recording.open(a) as first, Recording.open(b) as second:
+        sides = [comparison.Recorded(one.series(), history.read(one)) for one in (first, second)]
+    series.check_metrics(metrics, [one for side in sides for one in side.series])
+    return comparison.compare(*sides, metrics=metrics, confidence=confidence, seed=seed)
 
 
 async def plot(
@@ -96,79 +111,87 @@ async def plot(
     force: bool,
 ) -> Drawn:
     """A picture of a recording: for the terminal, or a file, whole or not at all."""
-    from gswarm.profiler import charts, history, plots, series, terminal
-    from gswarm.profiler.types import Drawn
-
     if not term:
         _not_in_host(swarm, "plot")
         if out is not None and out.suffix.lower() not in (".svg", ".png"):
             raise InvalidError(f"--out is {out}", next="name a file that ends in .svg or .png", field="out")
         _check_matplotlib()
-    async with opened(swarm, name) as found:
-        target = out or Path(f"{check_name(found.name, 'session name')}.svg")
-        if not term:
-            _check_free(target, force)
+    async with located(swarm, name) as directory:
+        return await _worked(swarm, _plotted, directory, tuple(metrics), tuple(devices), out, term, force)
 
-        def work() -> Drawn:
-            every, past = series.read(found), history.read(found)
-            chosen, shown = charts.choose(every, past, metrics, devices)
-            picture: tuple[str, ...] = ()
-            if term:
-                import shutil
 
-                picture = terminal.draw(shown, past, chosen, shutil.get_terminal_size((100, 24)).columns)
-            else:
-                form = target.suffix.lower()[1:]
-                _write(target, lambda part: part.write_bytes(plots.draw(shown, past, chosen, form)))
-            return Drawn("" if term else str(target), len(shown), chosen, "; ".join(found.damage), picture)
+def _plotted(
+    directory: Path, metrics: Sequence[str], devices: Sequence[str], out: Path | None, term: bool, force: bool
+) -> Drawn:
+    from gswarm.profiler import charts, history, plots, terminal
+    from gswarm.profiler.types import Drawn
 
-        return await asyncio.to_thread(work)
+    with Recording.open(directory) as found:
+        target = "" if term else _target(found, out, "svg", force)
+        every, past = found.series(), history.read(found)
+        chosen, shown = charts.choose(every, past, metrics, devices)
+        picture: tuple[str, ...] = ()
+        if isinstance(target, Path):
+            form = target.suffix.lower()[1:]
+            _write(target, lambda part: part.write_bytes(plots.draw(shown, past, chosen, form)))
+        else:
+            picture = terminal.draw(shown, past, chosen, shutil.get_terminal_size((100, 24)).columns)
+        return Drawn(str(target), len(shown), chosen, "; ".join(found.damage), picture)
 
 
 async def report(swarm: Swarm, name: str, out: Path | None, *, force: bool) -> Exported:
     """A recording as one page, whole or not at all."""
-    from gswarm.profiler import analysis, history, series
+    async with located(swarm, name) as directory:
+        return await _worked(swarm, _reported, directory, out, force)
+
+
+def _reported(directory: Path, out: Path | None, force: bool) -> Exported:
+    from gswarm.profiler import analysis, history
     from gswarm.profiler import report as page
     from gswarm.profiler.types import Exported
 
-    async with opened(swarm, name) as found:
-        target = out or Path(f"{check_name(found.name, 'session name')}.html")
-        _check_free(target, force)
-
-        def work() -> Exported:
-            every, past = series.read(found), history.read(found)
-            figures = analysis.analyse(every, past)
-            _write(target, lambda part: _write_text(part, page.pieces(figures, every, past)))
-            return Exported(str(target), figures.ticks, "; ".join(found.damage))
-
-        return await asyncio.to_thread(work)
+    with Recording.open(directory) as found:
+        target = _target(found, out, "html", force)
+        every, past = found.series(), history.read(found)
+        figures = analysis.analyse(every, past)
+        _write(target, lambda part: _write_text(part, page.pieces(figures, every, past)))
+        return Exported(str(target), figures.ticks, "; ".join(found.damage))
 
 
 async def export(swarm: Swarm, name: str, form: str, out: Path | None, *, force: bool) -> Exported:
     """Write a session's samples to a file, whole or not at all."""
-    if form == "parquet":
-        _not_in_host(swarm, "export --format parquet")
-    async with opened(swarm, name) as found:
-        target = out or Path(f"{check_name(found.name, 'session name')}.{SUFFIXES.get(form, form)}")
-        _check_free(target, force)
-        return await asyncio.to_thread(_export, found, target, form)
+    async with located(swarm, name) as directory:
+        return await _worked(swarm, _exported, directory, form, out, force)
 
 
-def _export(recording: Recording, target: Path, form: str) -> Exported:
+def _exported(directory: Path, form: str, out: Path | None, force: bool) -> Exported:
     from gswarm.profiler import export as formats
-    from gswarm.profiler import history, perfetto, series
+    from gswarm.profiler import history, perfetto
     from gswarm.profiler.types import Exported
 
-    match form:
-        case "parquet":
-            count = _write(target, lambda part: formats.parquet(series.read(recording), part))
-        case "perfetto":
-            pieces = perfetto.pieces(series.read(recording), history.read(recording))
-            count = _write(target, lambda part: _write_text(part, pieces)) - 2  # what stands around the events
-        case _:
-            count = _write(target, lambda part: _write_text(part, formats.rows(recording, form)))
-            count -= form == "csv" and count > 0
-    return Exported(str(target), count, "; ".join(recording.damage))
+    with Recording.open(directory) as found:
+        target = _target(found, out, SUFFIXES.get(form, form), force)
+        match form:
+            case "parquet":
+                count = _write(target, lambda part: formats.parquet(found.series(), part))
+            case "perfetto":
+                pieces = perfetto.pieces(found.series(), history.read(found))
+                count = _write(target, lambda part: _write_text(part, pieces)) - 2  # what stands around the events
+            case _:
+                count = _write(target, lambda part: _write_text(part, formats.rows(found, form)))
+                count -= form == "csv" and count > 0
+        return Exported(str(target), count, "; ".join(found.damage))
+
+
+def _target(found: Recording, out: Path | None, suffix: str, force: bool) -> Path:
+    """Where to write. Raises InvalidError or RefusedError where it may not be."""
+    target = out or Path(f"{check_name(found.name, 'session name')}.{suffix}")
+    if target.exists():
+        if not target.is_file():  # a device or a directory is never replaced
+            raise InvalidError(f"{target} is no file", next="name one with --out", field="out")
+        if not force:
+            raise RefusedError(f"{target} exists", next="use --force, or --out with another name", field="out")
+    return target
 
 
 def _write(target: Path, make: Callable[[Path], int]) -> int:
@@ -194,14 +217,6 @@ def _write_text(part: Path, pieces: Iterable[str]) -> int:
     return count
 
 
-def _check_free(target: Path, force: bool) -> None:
-    if target.exists():
-        if not target.is_file():  # a device or a directory is never replaced
-            raise InvalidError(f"{target} is no file", next="name one with --out", field="out")
-        if not force:
-            raise RefusedError(f"{target} exists", next="use --force, or --out with another name", field="out")
-
-
 def _check_matplotlib() -> None:
     import importlib.util
 
@@ -212,7 +227,7 @@ def _check_matplotlib() -> None:
 
 
 def _not_in_host(swarm: Any, what: str) -> None:
-    """What takes a large library is done by who asks, not by the host that coordinates everyone."""
+    """A picture is drawn where it is looked at."""
     if getattr(swarm, "in_host", False):
         raise RefusedError(
             f"the host does not {what}",

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gswarm.profiler.bulk import Series
     from gswarm.profiler.columns import Rows
+    from gswarm.profiler.series import Series
 
 __all__ = ["Recording", "ReplayMirror", "parse_at"]
 T = TypeVar("T")
@@ -194,31 +194,26 @@ class Recording:
             found = dict(segment.schemas()) | found
         return found
 
-    def series(self, metrics: Sequence[str], *, start_us: int | None = None, end_us: int | None = None) -> Series:
-        """Samples of these metrics between two moments (all of the recording by default), as numpy columns.
+    def series(
+        self, metrics: Sequence[str] | None = None, *, start_us: int | None = None, end_us: int | None = None
+    ) -> tuple[Series, ...]:
+        """Each device's samples between two moments (all of the recording by default), as numpy columns.
 
-        A metric that it does not hold is NA throughout; `metrics` names those it does. Reads only the columns and the
-        time that are asked for. Blocks: call it in a thread.
+        By node and device. Reads only the columns (by default all) and the time that are asked for. Blocks: call it in
+        a thread.
         """
-        from gswarm.profiler.bulk import series_of
         from gswarm.profiler.columns import merge
+        from gswarm.profiler.series import series_of
 
         first = self._start_us - REMEMBERED_US if start_us is None else start_us
-        last = self._end_us if end_us is None else end_us
-        return series_of(merge([segment.rows(metrics, first, last) for segment in self.segments]), metrics)
+        last = self._end_us + REMEMBERED_US if end_us is None else end_us
+        return series_of(merge([segment.rows(metrics, first, last) for segment in self.segments]), self.metrics)
 
     def slices(self) -> Iterator[tuple[Rows, Mapping[str, profiler_pb2.MetricColumn]]]:
         """Every sample with what its columns are, a slice of time after another. Blocks: call it in a thread."""
         for segment in self.segments:
             for rows in segment.slices():
                 yield rows, segment.schemas()
-
-    def ticks(self) -> Iterator[tuple[profiler_pb2.MetricSchema, profiler_pb2.SampleTick]]:
-        """Every sample tick with its schema, by node and time within a slice of time."""
-        from gswarm.profiler.moments import packed
-
-        for rows, columns in self.slices():
-            yield from packed(rows, columns)
 
     # State at the cursor
 

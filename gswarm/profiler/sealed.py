@@ -122,17 +122,24 @@ class SealedSegment:
         """See Segment."""
         return self._table.columns if self._table is not None else {}
 
-    def _slice(self, group: int) -> Rows | None:
-        """All metrics of one row group."""
+    def _rows(self, group: int, metrics: Sequence[str] | None) -> Rows | None:
+        """A row group; None when it is damaged."""
         if self._table is None or group in self._broken:
             return None
+        try:
+            return self._table.rows(group, metrics)
+        except InvalidError as error:
+            self._broken.add(group)
+            self._damaged(str(error))
+            return None
+
+    def _slice(self, group: int) -> Rows | None:
+        """All metrics of one row group, kept for the next question."""
         if group not in self._slices:
-            try:
-                self._slices[group] = self._table.rows(group, None)
-            except InvalidError as error:
-                self._broken.add(group)
-                self._damaged(str(error))
+            rows = self._rows(group, None)
+            if rows is None:
                 return None
+            self._slices[group] = rows
             if len(self._slices) > KEPT_SLICES:
                 self._slices.popitem(last=False)
         self._slices.move_to_end(group)
@@ -169,22 +176,19 @@ class SealedSegment:
 
         found: list[Rows] = []
         for group, (first, last) in enumerate(self._table.spans if self._table is not None else []):
-            if last < start_us or first > end_us or group in self._broken:
+            if last < start_us or first > end_us:
                 continue
-            assert self._table is not None
-            try:
-                rows = self._table.rows(group, metrics)
-            except InvalidError as error:
-                self._broken.add(group)
-                self._damaged(str(error))
-                continue
-            found.append(rows if start_us <= first and last <= end_us else rows.between(start_us, end_us))
+            rows = self._rows(group, metrics)
+            if rows is not None:
+                found.append(rows if start_us <= first and last <= end_us else rows.between(start_us, end_us))
         return merge(found)
 
     def slices(self) -> Iterator[Rows]:
         """See Segment."""
-        for first, last in list(self._table.spans) if self._table is not None else ():
-            yield self.rows(None, first, last)
+        for group in range(len(self._table.spans) if self._table is not None else 0):
+            rows = self._rows(group, None)
+            if rows is not None:
+                yield rows
 
     def moments(self) -> NDArray[np.int64]:
         """See Segment."""
