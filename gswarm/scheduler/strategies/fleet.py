@@ -23,6 +23,8 @@ class Fleet:
 
     def __init__(self) -> None:
         self.out: list[Instruction] = []
+        self.touched: dict[str, Line] = {}
+        """Models that may start something."""
         self.lines: dict[str, Line] = {}
         self.places: dict[str, Place] = {}
         self.copies: dict[str, Copy] = {}
@@ -152,6 +154,8 @@ class Fleet:
         key, line = copy.server.id, copy.line
         if copy.can_start and key in line.copies:
             line.open[key] = copy
+            if line.count:
+                self.touched[line.name] = line
         else:
             line.open.pop(key, None)
         s = copy.server

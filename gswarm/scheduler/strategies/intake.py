@@ -50,8 +50,7 @@ class Intake:
         """Models with ready tasks."""
         self._blocked: dict[str, Line] = {}
         """Models with tasks that wait for others."""
-        self._touched: dict[str, Line] = {}
-        """Models that may start something."""
+        self._touched = self._fleet.touched
         self._demand = 0.0
         self._arrivals = 0
         self._ended_since_balance = 0

@@ -97,6 +97,8 @@ class Online(Placing):
                 self._start_touched()
             if (fleet.free or fleet.idle or fleet.shared) and self._waiting and not self._is_stopped:
                 self._load()
+                if self._touched:
+                    self._start_touched()  # a claim that was called off gave servers back
         else:
             self._touched.clear()
         if self._blocked and (fleet.free or fleet.idle) and not self._is_stopped:
@@ -169,8 +171,9 @@ class Online(Placing):
     # Starting
 
     def _start_touched(self) -> None:
-        touched, self._touched = self._touched, {}
-        for line in touched.values():
+        touched = list(self._touched.values())
+        self._touched.clear()
+        for line in touched:
             while line.open and line.count:
                 if not self._start_next(line):
                     break
