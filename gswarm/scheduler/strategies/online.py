@@ -10,8 +10,8 @@ and those that are being loaded; its *clearing time* is the seconds of work of i
 2. *Load where it costs nothing.* Idle GPUs go to a model with ready tasks and no server; then to one whose clearing
    time is above `switch_weight` S; then, within its share of the GPUs, to one whose clearing time is above
    `demand_weight` S. The share is that of its demand in all GPU-seconds asked so far, old ones counting less (the mix
-   is learned as it goes). Idle GPUs are given up by models with the least demand a server first. What is left over goes,
-   ahead of any ready task, to models that are nowhere and whose tasks wait for others.
+   is learned as it goes). Idle GPUs are given up by models with the least demand a server first. GPUs that hold
+   nothing go, all but one and ahead of any ready task, to models that are nowhere and whose tasks wait for others.
 3. *Balance.* A model whose clearing time with one more server is `balance_weight` S above what another one would be
    left with takes a server from it. A wide model claims the GPUs that fall free soonest, if they do within `NEAR` S:
    they are not kept idle for longer than that, and not at all when they are not wanted.
@@ -101,7 +101,7 @@ class Online(Placing):
                     self._start_touched()  # a claim that was called off gave servers back
         else:
             self._touched.clear()
-        if self._blocked and (fleet.free or fleet.idle) and not self._is_stopped:
+        if self._blocked and fleet.free and not self._is_stopped:
             self._load_ahead()
         return out
 

@@ -140,14 +140,11 @@ class Placing(Intake):
         return other.supply > 1 and asked >= others / other.supply
 
     def _load_ahead(self) -> None:
-        """For tasks that wait for others, a model that is nowhere, on GPUs that nothing known needs."""
+        """For tasks that wait for others, a model that is nowhere, on GPUs that hold nothing; one is left for who comes."""
         fleet = self._fleet
         for line in [line for line in self._blocked.values() if not (line.supply or line.count or line.moves)]:
             places = [p for p in fleet.free.values() if fleet.takes(line, p)]
-            for copy in fleet.idle.values():
-                if len(places) < line.width and not copy.line.count and not copy.line.blocked:
-                    places += [p for p in copy.places if fleet.takes(line, p)]
-            if len(places) >= line.width:
+            if len(places) > line.width:
                 why = f"{_tasks(line.blocked)} for others to end, and will need it" if self.reasons else ""
                 fleet.begin(line, places[: line.width], why, self._now)
 
