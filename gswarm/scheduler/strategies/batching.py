@@ -55,6 +55,8 @@ class Pass:
         self._slow: list[float] = []
         """What run times are multiplied by."""
         self._loads = 0
+        self._has_lost = False
+        """Whether it cannot end before `stop`."""
         self._refused: set[int] = set()
         """Models that cannot be loaded ahead now."""
         self._loading: list[list[float]] = [[] for _ in range(count)]
@@ -131,6 +133,8 @@ class Pass:
                     begin(loaded, self._now)
                 else:
                     idle[chosen].append(loaded)
+            if self._has_lost:
+                return stop
             if not events:
                 return self._now if not left else math.inf
             self._now, task, placement = heappop(events)
@@ -254,7 +258,8 @@ class Pass:
         if narrowest > idle_gpus:
             return None
         if self._instance.uniform and rest > gpus * (stop - now):
-            return None  # this pass has lost already; what runs is followed to `stop`
+            self._has_lost = True
+            return None
         if policy.forced and (forced := policy.forced.get(self._loads)) in candidates and width[forced] <= idle_gpus:
             return forced
         for m, frees in enumerate(self._loading):
