@@ -17,7 +17,7 @@ import heapq
 from collections.abc import Callable, Mapping
 
 from gswarm.scheduler.strategies.sharing import Fit, Sharing, Site, own_switch_s
-from gswarm.scheduler.strategies.turns import PASSES_PER_GPU, Turns
+from gswarm.scheduler.strategies.turns import Turns
 from gswarm.scheduler.strategy import Job, Model
 
 
@@ -85,7 +85,7 @@ class Crowd(Sharing):
     @property
     def max_passed(self) -> int:
         """How often a ready task may be passed over."""
-        return PASSES_PER_GPU * max(1, len(self.spots)) if self._max_passed is None else self._max_passed
+        return self._turns.allowed(len(self.spots)) if self._max_passed is None else self._max_passed
 
     # Ready tasks
 

@@ -19,9 +19,8 @@ and those that are being loaded; its *clearing time* is the seconds of work of i
    that fall free soonest of servers whose waiting tasks all have a lower one, once those servers have run something.
 
 The bound. A ready task is passed over once for each task that became ready later and leaves the line before it, anywhere.
-No task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU or, where loads dwarf the tasks,
-`PASSES_PER_LOAD` for each task that takes as long as loading every model once): when the oldest ready task was
-passed over so often, nothing starts but that task. The oldest one is passed over most, since whoever passes over some
+No task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU, or more where the line is long or
+loads dwarf the tasks, see `Turns.allowed`; the most that this was while it waited): when the oldest was passed over so often, nothing starts but that task. The oldest one is passed over most, since whoever passes over some
 task passes over the oldest one too; so the check before each start bounds all, whatever their width or priority, and
 whatever was loaded ahead. It comes to its turn: nothing else starts, so what runs ends; claims of others are called off,
 and it may claim any GPUs of ours that can be reached. From half of that on it is *due*: it goes first on its model's next
@@ -41,10 +40,10 @@ from collections.abc import Sequence
 from gswarm.scheduler.strategies.intake import FOREVER, READY, RUNNING
 from gswarm.scheduler.strategies.pieces import Copy, Line, Task
 from gswarm.scheduler.strategies.placing import Placing
-from gswarm.scheduler.strategies.turns import PASSES_PER_GPU
 from gswarm.scheduler.strategy import Event, Instruction, Start
 
 PASSES_PER_LOAD = 8
+"""Where loads dwarf the tasks: passes for each task that takes as long as loading every model once."""
 LOOKED_AT = 8
 """Tasks looked at for one that was known when the load began."""
 
@@ -66,7 +65,8 @@ class Online(Placing):
         reasons: bool = False,
     ) -> None:
         super().__init__(wait_bound_s, wait_weight, switch_weight, demand_weight, balance_weight, reasons=reasons)
-        self._max_passed = self._limit = max_passed
+        self._max_passed = max_passed
+        self._by_loads: int | None = None
         self._is_stopped = False
         """Whether the hard stop kept something from starting."""
 
@@ -75,10 +75,11 @@ class Online(Placing):
     @property
     def max_passed(self) -> int:
         """How often a ready task may be passed over."""
-        if self._limit is None:
-            by_loads = int(PASSES_PER_LOAD * self._fleet.round_of_loads())
-            self._limit = max(PASSES_PER_GPU * max(1, len(self._fleet.places)), by_loads)
-        return self._limit
+        if self._max_passed is not None:
+            return self._max_passed
+        if self._by_loads is None:
+            self._by_loads = int(PASSES_PER_LOAD * self._fleet.round_of_loads())
+        return self._turns.allowed(len(self._fleet.places), self._by_loads)
 
     def handle(self, now: float, events: Sequence[Event]) -> list[Instruction]:
         """Take in what happened and say what to do."""
@@ -86,7 +87,7 @@ class Online(Placing):
         out: list[Instruction] = []
         fleet.out = out
         if self.take_in(now, events):
-            self._limit = self._max_passed
+            self._by_loads = None
         if self._waiting:
             self._press()
             if not self._is_stopped:

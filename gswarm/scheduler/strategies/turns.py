@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import Generic, Protocol, TypeVar
 
-PASSES_PER_GPU = 64
-"""How often a ready job may be passed over unless told otherwise, a GPU."""
+PASSES_PER_GPU, PASSES_PER_WAITING = 64, 2
+"""How often a ready job may be passed over unless told otherwise: a GPU, and a job of the longest line there was.
+
+Were it less than the line is long, all of a long line would have been passed over so often before its turn comes, and
+first come, first served would be all that is left.
+"""
 BLOCK = 4096
 """Numbers whose leavings are summed up together."""
 
@@ -38,6 +42,8 @@ class Turns(Generic[T]):
         """How many have left, per block of numbers."""
         self._offset = 0
         self._count_left = 0
+        self.longest = 0
+        """The most that were in line at once since it was last empty."""
         self._next = 0
 
     def join(self, job: T) -> None:
@@ -45,6 +51,9 @@ class Turns(Generic[T]):
         job.number = self._next
         self._next += 1
         self._line.append(job)
+        waiting = self._next - self._count_left
+        if waiting > self.longest:
+            self.longest = waiting
         left = self._left
         left.append(0)
         if len(left) > len(self._blocks) * BLOCK:
@@ -64,9 +73,15 @@ class Turns(Generic[T]):
             while line and left[line[0].number - offset]:
                 line.popleft()
             blocks = ((line[0].number if line else self._next) - offset) // BLOCK
+            if not line:
+                self.longest = 0
             if blocks >= 16:
                 del left[: blocks * BLOCK], self._blocks[:blocks]
                 self._offset += blocks * BLOCK
+
+    def allowed(self, gpus: int, least: int = 0) -> int:
+        """How often a job may be passed over unless told otherwise."""
+        return max(PASSES_PER_GPU * max(1, gpus), PASSES_PER_WAITING * self.longest, least)
 
     @property
     def oldest(self) -> T | None:
