@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,10 +195,6 @@ class Deed:
                 values[field.name] = field.read(word)
                 positional.pop(0)
         return values
-
-    def with_default(self, name: str, value: Value) -> Deed:
-        fields = tuple(replace(f, default=value) if f.name == name else f for f in self.fields)
-        return replace(self, fields=fields)
 
 
 def find(deeds: Sequence[Deed], words: Sequence[str]) -> tuple[Deed, list[str]] | None:
