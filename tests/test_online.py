@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gswarm.scheduler.generate import Recipe, generate
+from gswarm.scheduler.plan import Plan
 from gswarm.scheduler.problem import Model, Node, Problem, Request, build
 from gswarm.scheduler.simulate import simulate
 from gswarm.scheduler.strategies.online import Online
@@ -51,3 +54,39 @@ def test_a_wide_task_gets_its_gpus_although_small_ones_never_end() -> None:
     wide = problem.task_of("w/n")
     behind = int((plan.start > plan.start[wide]).sum())
     assert strategy.passes()[str(wide)] <= online.max_passed and behind > 500
+
+
+def placements(problem: Problem, plan: Plan, model: str, before: float = math.inf) -> set[tuple[int, ...]]:
+    """The sets of GPUs that tasks of a model started on before a time."""
+    return {run.gpus for run in plan.executions(problem) if run.model == model and run.start < before}
+
+
+def test_a_model_is_not_loaded_more_often_than_it_has_tasks() -> None:
+    nodes = (Node("a", 0), Node("b", 0))
+    problem = build([Model("m", 1, 8, 30.0)], 10, [Request("r", 0.0, nodes, [300.0, 300.0])])
+    strategy = Counting(Online())
+    simulate(problem, strategy)
+    assert strategy.loads == 2
+
+
+def test_empty_gpus_are_loaded_in_time_with_as_many_copies_as_will_be_needed() -> None:
+    # All second tasks become ready at once. Were their model loaded then, and not before, they would wait for 50 s more.
+    first = Node("first", 0)
+    nodes = (first, *(Node(f"n{n}", 1, (0,)) for n in range(6)))
+    models = [Model("first", 1, 8, 5.0), Model("second", 1, 8, 50.0)]
+    problem = build(models, 8, [Request("r", 0.0, nodes, [60.0] + [40.0] * 6)])
+    plan = simulate(problem, Online())
+    assert len(placements(problem, plan, "second")) == 6
+    assert float(plan.end.max()) < 5 + 60 + 50
+
+
+def test_a_model_with_much_to_come_gets_gpus_of_one_with_little_while_that_still_runs() -> None:
+    # Of `long` little is ready at any time, and much waits for it: each chain is 20 of its tasks, one after another.
+    chain = tuple(Node(f"n{n}", 0, (n - 1,) if n else ()) for n in range(20))
+    models = [Model("long", 1, 8, 10.0), Model("short", 1, 8, 10.0)]
+    requests = [Request(f"s{n:03}", 0.0, (Node("n", 1),), [5.0]) for n in range(60)]
+    requests += [Request(f"z{n}", 20.0, chain, [5.0] * 20) for n in range(6)]
+    problem = build(models, 3, requests)
+    plan = simulate(problem, Online())
+    last_short = float(plan.start[problem.model == 1].max())
+    assert len(placements(problem, plan, "long", before=last_short)) == 2

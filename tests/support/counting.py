@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gswarm.scheduler.strategy import Arrived, Completed, Event, Instruction, Start, Strategy
+from gswarm.scheduler.strategy import Arrived, Completed, Event, Instruction, Load, Start, Strategy
 
 
 class Counting:
@@ -16,6 +16,7 @@ class Counting:
         self.ready_in: dict[str, int] = {}
         """In which turn a job became ready."""
         self.started: list[str] = []
+        self.loads = 0
         self.told: dict[str, int] = {}
         """How often it says that a job was passed over."""
         self._needs: dict[str, set[str]] = {}
@@ -34,6 +35,7 @@ class Counting:
                 self.ready_in.setdefault(job, self.turn)
         orders = self.strategy.handle(now, events)
         for order in orders:
+            self.loads += isinstance(order, Load)
             if isinstance(order, Start):
                 self.started.append(order.job)
                 self.told[order.job] = order.passed_over

@@ -100,6 +100,7 @@ class Intake:
                 other.demand /= 2
         if job.needs:
             line.blocked += 1
+            line.blocked_s += seconds
             self._blocked[line.name] = line
             task.missing = len(job.needs)
             for need in job.needs:
@@ -159,9 +160,12 @@ class Intake:
 
     def _unblock(self, task: Task) -> None:
         """It waits for others no more."""
-        task.line.blocked -= 1
-        if not task.line.blocked:
-            del self._blocked[task.line.name]
+        line = task.line
+        line.blocked -= 1
+        line.blocked_s -= line.run_s if task.run_s is None else task.run_s
+        if not line.blocked:
+            line.blocked_s = 0.0
+            del self._blocked[line.name]
 
     def _end_run(self, task: Task) -> None:
         copy = self._fleet.copies.get(task.server)

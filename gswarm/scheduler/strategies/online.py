@@ -11,10 +11,13 @@ and those that are being loaded; its *clearing time* is the seconds of work of i
    time is above `switch_weight` S; then, within its share of the GPUs, to one whose clearing time is above
    `demand_weight` S. The share is that of its demand in all GPU-seconds asked so far, old ones counting less (the mix
    is learned as it goes). Idle GPUs are given up by models with the least demand a server first. GPUs that hold
-   nothing go, all but one and ahead of any ready task, to models that are nowhere and whose tasks wait for others.
-3. *Balance.* A model whose clearing time with one more server is `balance_weight` S above what another one would be
-   left with takes a server from it. A wide model claims the GPUs that fall free soonest, if they do within `NEAR` S:
-   they are not kept idle for longer than that, and not at all when they are not wanted.
+   nothing go, all but one and ahead of any ready task, to models that are nowhere and whose tasks wait for others, then
+   to those within their share that have more than `AHEAD` S of known work a server. No model has more servers being
+   loaded than tasks for them.
+3. *Balance.* Known work is that of ready tasks and `BLOCKED_PART` of that of tasks that wait for others. A model whose
+   known work a server, with one server more, is `balance_weight` S above what others would be left with takes theirs;
+   where it is nowhere, its tasks' age counts too, `AGE` times. A wide model claims the GPUs that fall free soonest, if
+   they do within `NEAR` S: they are not kept idle for longer than that, and not at all when they are not wanted.
 4. *Priorities.* A model that is nowhere, and one of whose ready tasks has more than the lowest priority, claims the GPUs
    that fall free soonest of servers whose waiting tasks all have a lower one, once those servers have run something.
 
@@ -59,8 +62,8 @@ class Online(Placing):
         *,
         wait_weight: float = 1.0,
         switch_weight: float = 2.0,
-        demand_weight: float = 0.25,
-        balance_weight: float = 2.0,
+        demand_weight: float = 0.3,
+        balance_weight: float = 0.5,
         max_passed: int | None = None,
         reasons: bool = False,
     ) -> None:

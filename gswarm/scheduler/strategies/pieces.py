@@ -9,6 +9,9 @@ from gswarm.scheduler.problem import UNLOAD_GB_PER_S
 from gswarm.scheduler.strategies.memory import BYTES_PER_GB
 from gswarm.scheduler.strategy import Device, Model, Server
 
+BLOCKED_PART = 0.5
+"""How much work that waits for other tasks still counts, of ready work."""
+
 
 class State(IntEnum):
     """Of a task."""
@@ -54,7 +57,7 @@ class Line:
     """A model: its ready tasks, and its servers."""
 
     __slots__ = (
-        "blocked", "coming", "copies", "count", "demand", "heap", "model", "moves", "name", "open", "parked", "run_s", "slots",
+        "blocked", "blocked_s", "coming", "copies", "count", "demand", "heap", "model", "moves", "name", "open", "parked", "run_s", "slots",
         "switch_s", "width", "work",
     )  # fmt: skip
 
@@ -70,6 +73,8 @@ class Line:
         """Seconds that they take."""
         self.blocked = 0
         """Tasks that wait for others."""
+        self.blocked_s = 0.0
+        """Seconds that they take."""
         self.demand = 0.0
         """GPU-seconds that were asked of it so far, old ones counting less."""
         self.parked: dict[str, Task] = {}
@@ -93,13 +98,32 @@ class Line:
         """Servers there and coming."""
         return len(self.copies) + self.coming
 
+    @property
+    def loading(self) -> int:
+        """Servers that are being loaded; each will take a task."""
+        return self.coming + sum(not copy.server.ready for copy in self.copies.values())
+
     def clear_s(self, change: int = 0) -> float:
         """How long its servers take to clear what is ready, with so many servers more."""
-        servers = len(self.copies) + self.coming + change
-        if servers <= 0:
-            return float("inf")
-        at_once = self.slots / len(self.copies) if self.copies else 1.0
-        return self.work / (servers * at_once)
+        servers = self.supply + change
+        return self.work / (servers * self._at_once) if servers > 0 else float("inf")
+
+    def known_s(self, change: int = 0) -> float:
+        """The same, with a part of what waits for other tasks still."""
+        servers = self.supply + change
+        known = self.work + BLOCKED_PART * self.blocked_s
+        return known / (servers * self._at_once) if servers > 0 else float("inf")
+
+    def spare(self, limit_s: float) -> int:
+        """How many servers it can give and be left with one, and with less than `limit_s` of known work a server."""
+        if limit_s <= 0:
+            return 0
+        needed = int((self.work + BLOCKED_PART * self.blocked_s) / (limit_s * self._at_once)) + 1
+        return min(self.supply - needed, len(self.copies) - 1)
+
+    @property
+    def _at_once(self) -> float:
+        return self.slots / len(self.copies) if self.copies else 1.0
 
     def draining(self) -> Move | None:
         """Its move that waits for GPUs."""

@@ -11,9 +11,13 @@ from gswarm.scheduler.strategy import Rank
 
 NEAR = 0.5
 """Switch times within which GPUs must fall free to be claimed."""
+AHEAD = 0.15
+"""Switch times of known work a server from which GPUs that hold nothing get a further copy, within its share."""
+AGE = 0.5
+"""How much the time that a task has waited adds to the work of its model, where that is nowhere."""
 _Idle = tuple[float, int, Place, Line | None]
 """Demand a server of the model there, number, GPU, model."""
-BY_WORTH = itemgetter(0, 1)
+BY_WORTH, BY_TIME = itemgetter(0, 1), itemgetter(0, 1, 2)
 
 
 class Placing(Intake):
@@ -68,7 +72,7 @@ class Placing(Intake):
             free = max(mine.ends, self._now) if mine and mine.running else self._now
             found.append((free, mine is not None, place.number, place))
         if len(found) >= line.width:
-            found.sort(key=lambda f: f[:3])
+            found.sort(key=BY_TIME)
             self._fleet.begin(line, [f[3] for f in found[: line.width]], why if self.reasons else "", self._now)
 
     # Loading
@@ -105,6 +109,8 @@ class Placing(Intake):
         spare: dict[Line | None, bool] | None = None
         """Whose GPUs it may have; None: anyone's."""
         if supply:
+            if line.count <= line.loading:
+                return False
             clear_s, switch_s = line.clear_s(), line.switch_s
             if clear_s > self.switch_weight * switch_s:
                 why = f"{clear_s:.1f} s of work a server are above {self.switch_weight:g} switches of {switch_s:.1f} s"
@@ -140,13 +146,29 @@ class Placing(Intake):
         return other.supply > 1 and asked >= others / other.supply
 
     def _load_ahead(self) -> None:
-        """For tasks that wait for others, a model that is nowhere, on GPUs that hold nothing; one is left for who comes."""
-        fleet = self._fleet
-        for line in [line for line in self._blocked.values() if not (line.supply or line.count or line.moves)]:
-            places = [p for p in fleet.free.values() if fleet.takes(line, p)]
-            if len(places) > line.width:
-                why = f"{_tasks(line.blocked)} for others to end, and will need it" if self.reasons else ""
-                fleet.begin(line, places[: line.width], why, self._now)
+        """For tasks that wait for others, on GPUs that hold nothing; one is left for who comes.
+
+        First for models that are nowhere; then further copies of those that have the most known work a server.
+        """
+        for line in list(self._blocked.values()):
+            if not (line.supply or line.count or line.moves):
+                self._load_bare(line, f"{_tasks(line.blocked)} for others to end, and will need it")
+        while len(self._fleet.free) > 1:
+            most, neediest = AHEAD, None
+            for line in self._blocked.values():
+                if 0 < line.supply < line.count + line.blocked and line.model and line.draining() is None:
+                    work = line.known_s() / line.switch_s if line.switch_s else float("inf")
+                    if work > most and self._is_due_more(line, None):
+                        most, neediest = work, line
+            if neediest is None or not self._load_bare(neediest, "its share of the GPUs is more, for what is to come"):
+                return
+
+    def _load_bare(self, line: Line, why: str) -> bool:
+        places = [p for p in self._fleet.free.values() if self._fleet.takes(line, p)]
+        if len(places) <= line.width:
+            return False
+        self._fleet.begin(line, places[: line.width], why if self.reasons else "", self._now)
+        return True
 
     def _load_beside(self, line: Line) -> bool:
         """On a shared device, beside what is there; what is idle there makes room."""
@@ -172,36 +194,42 @@ class Placing(Intake):
         if 8 * self._ended_since_balance < len(fleet.lines):
             return
         self._ended_since_balance = 0
-        worst, most = None, self.balance_weight
+        worst, most, clear_s = None, self.balance_weight, 0.0
         for line in self._waiting.values():
             if line.model is None or line.draining() is not None:
                 continue
-            clear_s = line.clear_s(1)
-            if clear_s > most * line.switch_s:
-                worst, most = line, clear_s / line.switch_s if line.switch_s else float("inf")
+            its_s = line.known_s(1) + (0.0 if line.supply else AGE * self._waited_s(line))
+            if its_s > most * line.switch_s:
+                worst, most, clear_s = line, its_s / line.switch_s if line.switch_s else float("inf"), its_s
         if worst is None:
             return
-        left_s = worst.clear_s(1) - self.balance_weight * worst.switch_s
+        left_s = clear_s - self.balance_weight * worst.switch_s
         soon = self._now + NEAR * worst.switch_s
-        found: list[tuple[float, int, Place]] = []
+        found: list[tuple[float, bool, int, Place]] = []
         for place in fleet.free.values():
             if fleet.takes(worst, place):
-                found.append((self._now, place.number, place))
+                found.append((self._now, False, place.number, place))
         for line in fleet.lines.values():
-            if line is worst or len(line.copies) < 2 or line.clear_s(-1) >= left_s:
+            if line is worst or len(line.copies) < 2 or (spare := line.spare(left_s)) < 1:
                 continue
-            spare = []
+            near = []
             for copy in line.copies.values():
                 ends = copy.ends if copy.running else self._now
                 if copy.served and copy.move is None and copy.server.ours and copy.server.ready and ends <= soon:
-                    spare += [(ends, p.number, p) for p in copy.places if not p.device.shared and fleet.takes(worst, p)]
-            spare.sort(key=lambda f: f[:2])
-            found += spare[: (len(line.copies) - 1) * line.width]
+                    mine = [p for p in copy.places if not p.device.shared and fleet.takes(worst, p)]
+                    near += [(ends, True, p.number, p) for p in mine]
+            near.sort(key=BY_TIME)
+            found += near[: spare * line.width]
         if len(found) < worst.width:
             return
-        found.sort(key=lambda f: f[:2])
-        why = f"{worst.clear_s(1):.1f} s of work a server, others have {self.balance_weight:g} switches less"
-        fleet.begin(worst, [f[2] for f in found[: worst.width]], why if self.reasons else "", self._now)
+        found.sort(key=BY_TIME)
+        why = f"{clear_s:.1f} s of work a server, others have {self.balance_weight:g} switches less"
+        fleet.begin(worst, [f[3] for f in found[: worst.width]], why if self.reasons else "", self._now)
+
+    def _waited_s(self, line: Line) -> float:
+        """How long its next task is ready."""
+        top = line.top()
+        return self._now - top[3].since if top is not None else 0.0
 
 
 def _tasks(count: int) -> str:
