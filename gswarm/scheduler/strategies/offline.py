@@ -25,7 +25,7 @@ from gswarm.scheduler.strategies.policy import GREEDY, Policy, drawn, mutated
 from gswarm.scheduler.strategies.sleeping import SleepingPass
 
 NAME = "offline"
-ENOUGH = 1.05
+ENOUGH = 1.08
 """A greedy plan this close to the bound is not tried to be bettered by another policy."""
 THRESHOLD = 0.004
 """Relative; how much worse a policy may be and still be gone on from, at the start. It falls to 0."""
