@@ -111,9 +111,11 @@ class Online(Placing):
 
     def next_tick(self) -> float | None:
         """When the oldest task comes due by time, or a cooldown ends."""
+        if not self._fleet.cooling and self.wait_bound_s == FOREVER:
+            return None
         times = [until for until in self._fleet.cooling.values() if until > self._now]
         oldest = self._turns.oldest
-        if oldest is not None and self._now < oldest.since + self.wait_bound_s < float("inf"):
+        if oldest is not None and self._now < oldest.since + self.wait_bound_s < FOREVER:
             times.append(oldest.since + self.wait_bound_s)
         return min(times, default=None)
 

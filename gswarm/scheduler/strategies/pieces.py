@@ -103,27 +103,22 @@ class Line:
         """Servers that are being loaded; each will take a task."""
         return self.coming + sum(not copy.server.ready for copy in self.copies.values())
 
-    def clear_s(self, change: int = 0) -> float:
-        """How long its servers take to clear what is ready, with so many servers more."""
-        servers = self.supply + change
-        return self.work / (servers * self._at_once) if servers > 0 else float("inf")
-
-    def known_s(self, change: int = 0) -> float:
-        """The same, with a part of what waits for other tasks still."""
-        servers = self.supply + change
-        known = self.work + BLOCKED_PART * self.blocked_s
-        return known / (servers * self._at_once) if servers > 0 else float("inf")
+    def clear_s(self, change: int = 0, part: float = 0.0) -> float:
+        """How long its servers take to clear what is ready, and `part` of what waits for others, with so many servers more."""
+        copies = len(self.copies)
+        servers = copies + self.coming + change
+        if servers <= 0:
+            return float("inf")
+        work = self.work + part * self.blocked_s
+        return work * copies / (servers * self.slots) if copies else work / servers
 
     def spare(self, limit_s: float) -> int:
-        """How many servers it can give and be left with one, and with less than `limit_s` of known work a server."""
+        """How many servers it can give and keep one, and have less than `limit_s` of known work a server."""
         if limit_s <= 0:
             return 0
-        needed = int((self.work + BLOCKED_PART * self.blocked_s) / (limit_s * self._at_once)) + 1
-        return min(self.supply - needed, len(self.copies) - 1)
-
-    @property
-    def _at_once(self) -> float:
-        return self.slots / len(self.copies) if self.copies else 1.0
+        copies = len(self.copies)
+        needed = (self.work + BLOCKED_PART * self.blocked_s) * copies / (limit_s * self.slots)
+        return min(copies + self.coming - int(needed), copies) - 1
 
     def draining(self) -> Move | None:
         """Its move that waits for GPUs."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from operator import itemgetter
 
 from gswarm.scheduler.strategies.intake import Intake
-from gswarm.scheduler.strategies.pieces import Copy, Line, Place, Task
+from gswarm.scheduler.strategies.pieces import BLOCKED_PART, Copy, Line, Place, Task
 from gswarm.scheduler.strategy import Rank
 
 NEAR = 0.5
@@ -157,7 +157,7 @@ class Placing(Intake):
             most, neediest = AHEAD, None
             for line in self._blocked.values():
                 if 0 < line.supply < line.count + line.blocked and line.model and line.draining() is None:
-                    work = line.known_s() / line.switch_s if line.switch_s else float("inf")
+                    work = line.clear_s(0, BLOCKED_PART) / line.switch_s if line.switch_s else float("inf")
                     if work > most and self._is_due_more(line, None):
                         most, neediest = work, line
             if neediest is None or not self._load_bare(neediest, "its share of the GPUs is more, for what is to come"):
@@ -191,14 +191,14 @@ class Placing(Intake):
     def _balance(self) -> None:
         """Rule 3, for the model that is worst off; not at every event, for it looks at every model."""
         fleet = self._fleet
-        if 8 * self._ended_since_balance < len(fleet.lines):
+        if self._ended_since_balance < len(fleet.lines):
             return
         self._ended_since_balance = 0
         worst, most, clear_s = None, self.balance_weight, 0.0
         for line in self._waiting.values():
             if line.model is None or line.draining() is not None:
                 continue
-            its_s = line.known_s(1) + (0.0 if line.supply else AGE * self._waited_s(line))
+            its_s = line.clear_s(1, BLOCKED_PART) + (0.0 if line.supply else AGE * self._waited_s(line))
             if its_s > most * line.switch_s:
                 worst, most, clear_s = line, its_s / line.switch_s if line.switch_s else float("inf"), its_s
         if worst is None:

@@ -11,7 +11,7 @@ PASSES_PER_GPU, PASSES_PER_WAITING = 64, 2
 Were it less than the line is long, all of a long line would have been passed over so often before its turn comes, and
 first come, first served would be all that is left.
 """
-BLOCK = 4096
+BLOCK = 1024
 """Numbers whose leavings are summed up together."""
 
 
