@@ -50,7 +50,7 @@ class Fleet:
 
     def takes(self, line: Line, place: Place) -> bool:
         """Whether the model could be loaded there at all."""
-        return line.model is not None and place.device.id in line.model.devices and not self._cools(line, place)
+        return line.model is not None and place.device.id in line.devices and not self._cools(line, place)
 
     def _cools(self, line: Line, place: Place) -> bool:
         return bool(self.cooling) and (line.name, place.device.id) in self.cooling

@@ -57,13 +57,15 @@ class Line:
     """A model: its ready tasks, and its servers."""
 
     __slots__ = (
-        "blocked", "blocked_s", "coming", "copies", "count", "demand", "heap", "model", "moves", "name", "open", "parked", "run_s", "slots",
+        "blocked", "blocked_s", "coming", "copies", "count", "demand", "devices", "heap", "model", "moves", "name", "open", "parked", "run_s", "slots",
         "switch_s", "width", "work",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.model: Model | None = None
+        self.devices: frozenset[str] = frozenset()
+        """That it could be loaded on now."""
         self.width, self.switch_s, self.run_s = 1, 0.0, 0.0
         self.heap: list[tuple[int, float, int, Task]] = []
         """Ready tasks by rank, then order; those that are ready no more, or have another rank now, are skipped."""
@@ -91,6 +93,7 @@ class Line:
     def is_model(self, model: Model) -> None:
         """What it takes and costs."""
         self.model, self.width, self.run_s = model, model.width, model.run_s
+        self.devices = frozenset(model.devices)
         self.switch_s = model.load_s + model.memory / BYTES_PER_GB / UNLOAD_GB_PER_S
 
     @property

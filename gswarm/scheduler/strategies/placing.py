@@ -109,8 +109,6 @@ class Placing(Intake):
         spare: dict[Line | None, bool] | None = None
         """Whose GPUs it may have; None: anyone's."""
         if supply:
-            if line.count <= line.loading:
-                return False
             clear_s, switch_s = line.clear_s(), line.switch_s
             if clear_s > self.switch_weight * switch_s:
                 why = f"{clear_s:.1f} s of work a server are above {self.switch_weight:g} switches of {switch_s:.1f} s"
@@ -118,6 +116,8 @@ class Placing(Intake):
                 spare = {other: self._is_due_more(line, other) for other in {f[3] for f in idle}}
                 why = f"its share of the GPUs is more than {supply} servers"
             else:
+                return False
+            if line.count <= supply and line.count <= line.loading:
                 return False
         elif self._load_beside(line):
             return True
