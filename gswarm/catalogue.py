@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import shlex
 import sys
 import types
 import typing
@@ -212,28 +211,6 @@ class Action:
         if self.takes_swarm:
             return await self.function(swarm, *arguments, **bound)
         return await self.function(*arguments, **bound)
-
-    def cli_line(self, values: Mapping[str, object]) -> str:
-        """The command line that does the same."""
-        command, words, options = ["gswarm", *self.name.split()], [], []
-        for p in self.parameters:
-            value = values.get(p.name, p.default)
-            if value is None or value == p.default or (p.many and not value):
-                if p.required and value in (None, ""):
-                    words.append(p.name.upper())
-                continue
-            if p.type is bool and not p.positional:
-                options.append(p.flag if value else f"--no-{p.flag[2:]}")
-                continue
-            for item in value if isinstance(value, list | tuple) else [value]:
-                text = shlex.quote(str(item.value if isinstance(item, Enum) else item))
-                if p.positional:
-                    words.append(text)
-                else:
-                    options += [p.flag, text]
-        if any(word.lstrip("'").startswith("-") for word in words):
-            return " ".join([*command, *options, "--", *words])
-        return " ".join(command + words + options)
 
 
 _REGISTRY: dict[str, dict[str, Action]] = {room: {} for room in ROOMS}
