@@ -21,21 +21,28 @@ class Column:
     is_number: bool = False
 
 
-def _word(name: str) -> Callable[[Any, datetime], str]:
-    def read(row: Any, _: datetime) -> str:
-        value = getattr(row, name)
-        return str(value.value if isinstance(value, Enum) else value)
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Reads a cell from one field of a row: a list can be filtered and sorted by such a column."""
 
-    return read
+    name: str
+    show: Callable[[Any], str]
+
+    def __call__(self, row: Any, _: datetime) -> str:
+        return self.show(getattr(row, self.name))
 
 
-def _size(name: str) -> Callable[[Any, datetime], str]:
-    return lambda row, _: units.size(getattr(row, name))
+def _word(name: str) -> Field:
+    return Field(name, lambda value: str(value.value if isinstance(value, Enum) else value))
 
 
-def _known_size(name: str) -> Callable[[Any, datetime], str]:
+def _size(name: str) -> Field:
+    return Field(name, units.size)
+
+
+def _known_size(name: str) -> Field:
     """A size whose 0 means that it is not known yet."""
-    return lambda row, _: units.size(getattr(row, name) or None)
+    return Field(name, lambda value: units.size(value or None))
 
 
 def _since(name: str) -> Callable[[Any, datetime], str]:
@@ -95,14 +102,14 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("NAME", _word("name")),
         Column("STATE", _word("phase")),
         Column("VERSION", _word("version")),
-        Column("CPUS", _of(lambda n: units.count(n.cpu_count or None)), True),
+        Column("CPUS", Field("cpu_count", lambda count: units.count(count or None)), True),
         Column("MEMORY", _known_size("memory_bytes"), True),
         Column("BACKENDS", _of(lambda n: _names(n.backends))),
         Column("DETAIL", _word("detail")),
     ),
     "Device": (
         Column("DEVICE", _word("alias")),
-        Column("KIND", _of(lambda d: "SIM" if d.kind.value == "simulated" else d.kind.value)),
+        Column("KIND", Field("kind", lambda kind: "SIM" if kind.value == "simulated" else str(kind.value))),
         Column("NAME", _word("name")),
         Column("MEMORY", _known_size("memory_bytes"), True),
         Column("STATE", _word("phase")),
@@ -154,7 +161,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("NODE", _word("node")),
         Column("BACKEND", _of(lambda s: f"{s.backend}{' SIM' if s.simulated else ''}")),
         Column("PORT", _of(lambda s: str(s.bound_port or s.port or "-")), True),
-        Column("TOK/S", _of(lambda s: units.count(s.tokens_per_s)), True),
+        Column("TOK/S", Field("tokens_per_s", units.count), True),
         Column("OWNER", _word("owner")),
         Column("DETAIL", _word("detail")),
     ),
@@ -180,7 +187,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("TASK", _word("id")),
         Column("ACTION", _word("action")),
         Column("TYPE", _word("type")),
-        Column("MODEL", _of(lambda t: t.model or "-")),
+        Column("MODEL", Field("model", lambda model: model or "-")),
         Column("PRIORITY", _word("priority")),
         Column("STATE", _word("phase")),
         Column("WAIT", _wait, True),
@@ -253,6 +260,11 @@ def columns(cls: type) -> tuple[Column, ...]:
     if cls.__name__ in COLUMNS:
         return COLUMNS[cls.__name__]
     return tuple(Column(f.name.upper().replace("_", " "), _of(_plain_field(f.name))) for f in dataclasses.fields(cls))
+
+
+def fields(name: str) -> dict[str, str]:
+    """Heading, in small letters, to the field that is shown under it, of a type's columns that show one field each."""
+    return {c.heading.lower(): c.read.name for c in COLUMNS.get(name, ()) if isinstance(c.read, Field)}
 
 
 def _plain_field(name: str) -> Callable[[Any], str]:

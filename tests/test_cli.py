@@ -99,6 +99,12 @@ def said(swarm: Installation, *words: str, code: int) -> str:
         ("model list --limit -1", "a limit of -1"),
         ("model list --filter nam=3", "Did you mean name?"),
         ("model list --filter nam", "field=value"),
+        ("queue list --filter stat=ready", "Did you mean state?"),
+        ("queue list --filter where=n1", "There are task, action, type, model, priority, state, detail and the fields"),
+        ("queue list --filter state=finished", "phase of a task is never 'finished'. There are: backoff, cancelled"),
+        ("queue list --filter PRIORITY=hgh", "Did you mean high?"),
+        ("queue list --sort stat", "Did you mean state?"),
+        ("model list --filter simulated=yes", "There are: false, true"),
         ("model serve", "Missing argument 'name'"),
         ("model annotate sim-7b --set x", "'x' is not key=value"),
         ("token create t superuser", "'viewer'"),
@@ -170,6 +176,23 @@ def test_every_read_prints_table_json_and_yaml(here: Here, subjects: dict[str, s
         assert len(told["table"].stdout.splitlines()) == len(plain) + 1
     for value in words:
         assert value in told["table"].stdout and value in told["json"].stdout
+
+
+@pytest.mark.parametrize("line", ["node list", "device list", "model placements", "queue list", "queue workflows"])
+def test_what_a_table_shows_under_state_filters_it(here: Here, line: str) -> None:
+    every, words = here.rows(*line.split()), line.split()
+    (phase,) = {str(row["phase"]) for row in every}
+    for name in ("state", "STATE", "phase"):
+        assert here.rows(*words, "--filter", f"{name}={phase}") == every
+        assert here.rows(*words, "--filter", f"{name}!={phase}") == []
+
+
+def test_headings_that_are_no_names_of_fields_filter_too(here: Here) -> None:
+    (gpu,) = here.rows("device", "list", "--filter", "DEVICE=n1:gpu0")
+    assert gpu["id"] == "SIM-n1-0"
+    assert [row["id"] for row in here.rows("queue", "workflows", "--filter", "BY=local", "--filter", "id=w1")] == ["w1"]
+    assert here.rows("model", "services", "--filter", "TOK/S=1") == []
+    assert [row["name"] for row in here.rows("model", "list", "--filter", "size~1", "--sort", "-SIZE")] == ["sim-7b"]
 
 
 def test_times_are_utc_and_what_is_unknown_is_null(here: Here) -> None:

@@ -80,7 +80,9 @@ async def stop(swarm: Swarm, name: Annotated[str, Ref("session"), Doc("name of t
 async def list_(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc("field=value, field!=value or field~part; repeat to narrow")] = [],  # noqa: B006
+    filter: Annotated[
+        list[str], Doc("field=value, field!=value or field~part, by column or by name in JSON; repeat to narrow")
+    ] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "-started_at",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Session]:

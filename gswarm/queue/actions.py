@@ -12,7 +12,7 @@ from gswarm.queue.types import Explanation, PlanView, Priority, Task, Workflow
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
 
-FILTER = "field=value, field!=value or field~part; repeat to narrow"
+FILTER = "field=value, field!=value or field~part, by column or by name in JSON; repeat to narrow"
 
 
 @action("queue", "submit", key="n", until="gswarm.queue.types:workflow_done", effect="queues the workflow's tasks")
