@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gswarm.cluster.types import Severity
+from gswarm.codec import to_plain
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.model.types import ServicePhase
-from gswarm.profiler import analysis, history
+from gswarm.profiler import analysis, findings, history, report
 from gswarm.profiler.history import SpanKind
 from gswarm.profiler.reading import located, needs_no_host
 from gswarm.profiler.recording import Recording
@@ -188,10 +189,64 @@ def test_idle_while_its_queue_had_ready_tasks(tmp_path: Path) -> None:
     script.state(50.7, lane(G0, running=[1]))
     found = analysed(script)
     assert [d.starved_share for d in found.devices] == [pytest.approx(0.41), 0.0]
-    assert "n1:gpu0 idle 41 % of the time while its queue had ready tasks" in texts(found)
-    assert "n1:gpu1 idle 100 % of the time; no task was ready for it then" in texts(found)
+    assert "n1:gpu0 idle 41 % of the time while ready tasks were queued there" in texts(found)
+    assert "n1:gpu1 idle 100 % of the time; no task was ready there then" in texts(found)
     starved = next(f for f in found.findings if f.subject == "n1:gpu0")
     assert starved.severity is Severity.WARNING and "lane" in starved.evidence
+
+
+def test_what_is_said_of_several_devices_of_a_node_is_said_once(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    names = {node: [gpu(index, node=node, simulated=True) for index in range(11)] for node in ("n1", "n2")}
+    script.state(0, *names["n1"], *names["n2"], everything=True)
+    for node, devices in names.items():
+        schema = script.schema(0, [device.id for device in devices], node=node)
+        for second in range(100):
+            # One works, one works two seconds of the hundred; the others idle.
+            rows: list[Values] = [IDLE] * 11
+            rows[5], rows[7] = BUSY, BUSY if second < 2 else IDLE
+            script.tick(second, schema, rows)
+    found = analysed(script)
+    idle = [f for f in found.findings if "idle" in f.text]
+    assert [f.text for f in idle] == [
+        f"gpu0-gpu4, gpu6-gpu10 of {node} (SIM) idle 98 to 100 % of the time; no task was ready there then"
+        for node in ("n1", "n2")
+    ]
+    first = to_plain(idle[0])
+    assert (first["subject"], first["evidence"]) == ("gpu0-gpu4, gpu6-gpu10 of n1", "gpu_util_percent, lane")
+    shares = {of["device"]: of["share"] for of in first["devices"]}
+    assert len(shares) == 10 and shares["n1:gpu0"] == first["share"] == 1.0
+    assert shares["n1:gpu7"] == pytest.approx(0.98)
+    said = "\n".join(found.lines())
+    assert said.count("gpu0-gpu4, gpu6-gpu10 of n1 (SIM)") == 1 and said.count("n1:gpu7") == 2, "its row in each table"
+    with script.open() as recording:
+        page = "".join(report.pieces(found, recording.series(), history.read(recording)))
+    assert page.count("gpu0-gpu4, gpu6-gpu10 of n1 (SIM) idle") == 1 and "(gpu_util_percent, lane)" in page
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["n1:gpu0"], "n1:gpu0"),
+        (["n1:gpu0", "n1:gpu1"], "gpu0, gpu1 of n1"),
+        (["n1:gpu0", "n1:gpu2", "n1:gpu3", "n1:gpu4"], "gpu0, gpu2-gpu4 of n1"),
+        (["n1:gpu9", "n1:gpu10", "n1:gpu11", "n1:cpu"], "gpu9-gpu11, cpu of n1"),
+        (["GPU-7f", "GPU-70", "GPU-71"], "GPU-7f, GPU-70, GPU-71"),
+        (["n1:gpu0", "n1:gpu00"], "gpu0, gpu00 of n1"),
+    ],
+)
+def test_devices_are_named_in_few_words(names: list[str], told: str) -> None:
+    assert findings.several(names) == told
+
+
+def test_a_node_on_which_next_to_nothing_ran_is_not_uneven(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    script.state(0, gpu(0), gpu(1), everything=True)
+    schema = script.schema(0, [G0, G1])
+    for second in range(100):
+        script.tick(second, schema, [{**IDLE, "gpu_util_percent": 2.0}, IDLE])
+    found = analysed(script)
+    assert found.nodes[0].imbalance == 1 and "uneven" not in texts(found)
 
 
 def test_loads_head_room_errors_and_failures_are_found(tmp_path: Path) -> None:
@@ -239,7 +294,7 @@ def test_models_that_come_and_go_where_more_of_them_would_fit_are_told(tmp_path:
         script.state(start + 10, service("s", "ready", G0, model))
         script.state(start + 29, deleted=[service("s", "ready", G0, model)])
     assert (
-        "n1:gpu0 loaded models 30 % of the time: 3 loads (chat 2, code 1); it never had less than 45G of memory free"
+        "n1:gpu0 loaded models 30 % of the time: 3 loads (chat 2, code 1); never less than 45G of memory free"
     ) in texts(analysed(script))
 
 
