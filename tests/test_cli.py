@@ -344,6 +344,17 @@ def test_a_cancel_prints_the_tasks_it_cancelled(here: Here) -> None:
     assert "nothing to cancel" in said(here, "queue", "cancel", "--yes", code=2)
 
 
+def test_a_retry_prints_the_tasks_it_puts_back_to_work(here: Here) -> None:
+    made = here.json("queue", "submit", "flow.yaml", "--no-wait")
+    assert isinstance(made, list)
+    task = str(made[0]["first_task"])
+    here.run("queue", "cancel", task, "--yes")
+    heading, line = here.run("queue", "retry", task).splitlines()
+    assert heading.split()[:2] == ["TASK", "ACTION"] and line.split()[0] == task and "cancelled" not in line
+    assert "has not failed" in said(here, "queue", "retry", task, code=5)
+    here.run("queue", "cancel", task, "--yes")
+
+
 def test_a_dry_run_refuses_what_would_be_refused(here: Here) -> None:
     assert "there is no" in said(here, "model", "annotate", "nope", "--set", "a=b", "--dry-run", code=4)
     here.run("token", "create", "twin", "viewer")

@@ -129,15 +129,15 @@ async def cancel(
 
 
 @action("queue", "retry", key="R", effect="puts the tasks, and what was not run because of them, back to work")
-async def retry(swarm: Swarm, task: Annotated[list[str], Ref("task"), Doc("task ids")]) -> int:
-    """Put failed or cancelled tasks back to work; prints how many that were.
+async def retry(swarm: Swarm, task: Annotated[list[str], Ref("task"), Doc("task ids")]) -> list[Task]:
+    """Put failed or cancelled tasks back to work; shows them, and what was not run because of them.
 
     Examples:
         gswarm queue retry 4711
     """
-    from gswarm.v1 import queue_pb2
+    from gswarm.queue.access import retry as send
 
-    return int((await swarm.call(queue_pb2.RetryRequest(task_ids=task))).retried)
+    return await send(swarm, task)
 
 
 @action("queue", "priority", effect="changes when the tasks start")
