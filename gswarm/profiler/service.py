@@ -15,7 +15,6 @@ from gswarm.errors import InvalidError, NotFoundError, RefusedError
 from gswarm.host.auth import caller
 from gswarm.names import check_name, near
 from gswarm.profiler import retention
-from gswarm.profiler.recorder import manifest_of
 from gswarm.profiler.sampling import switch
 from gswarm.profiler.sessions import ACTIVE, RECORDING, TASK_ENDED, Sessions, stop
 from gswarm.v1 import cluster_pb2, profiler_pb2, profiler_pb2_grpc, queue_pb2
@@ -161,8 +160,8 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
         response = await self.store.apply(
             operation, actor=caller(context).name, meta=request.meta, method="Profiler.TagSession", request=request
         )
-        if not request.meta.dry_run and (directory := self.root / request.name).is_dir():
-            await asyncio.to_thread(manifest_of(response.session).write, directory)
+        if not request.meta.dry_run:
+            await self.sessions.describe(request.name)
         return response
 
     async def DeleteSession(
