@@ -13,7 +13,7 @@ from gswarm import units
 from gswarm.cluster.types import Severity
 from gswarm.profiler.history import History, SpanKind
 from gswarm.profiler.series import Series
-from gswarm.profiler.tables import counted
+from gswarm.profiler.tables import counted, several
 from gswarm.profiler.types import DeviceFigures, DeviceShare, Finding, ModelFigures, NodeFigures
 
 STARVED_ABOVE = 0.05
@@ -103,29 +103,6 @@ def _between(shares: Sequence[str | float]) -> str:
     known = sorted(part for part in shares if not isinstance(part, str))
     least, most = percent(known[0]), percent(known[-1])
     return most if least == most else f"{least.removesuffix(' %')} to {most}"
-
-
-def several(names: Sequence[str]) -> str:
-    """Devices of one node in a few words: n1:gpu0, or gpu0-gpu3, gpu5 of n1."""
-    if len(names) == 1:
-        return names[0]
-    node, colon, _ = names[0].partition(":")
-    runs: list[list[str]] = []
-    numbered = [(*_numbered(name.removeprefix(f"{node}:") if colon else name), name) for name in names]
-    for place, (stem, number, _) in enumerate(numbered):
-        before = numbered[place - 1][:2] if place else None
-        if before is not None and number is not None and before == (stem, number - 1):
-            runs[-1].append(f"{stem}{number}")
-        else:
-            runs.append([stem if number is None else f"{stem}{number}"])
-    told = ", ".join(run[0] if len(run) == 1 else f"{run[0]}{', ' if len(run) == 2 else '-'}{run[-1]}" for run in runs)
-    return f"{told} of {node}" if colon else told
-
-
-def _numbered(name: str) -> tuple[str, int | None]:
-    stem = name.rstrip("0123456789")
-    digits = name[len(stem) :]
-    return (stem, int(digits)) if digits and not (len(digits) > 1 and digits[0] == "0") else (name, None)
 
 
 def _device(device: DeviceFigures, history: History) -> Iterator[_Said]:
