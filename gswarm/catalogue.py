@@ -106,6 +106,15 @@ class Parameter:
         raise InvalidError(f"{self.name} is {value!r}", why=f"{_WORDS[kind]} is expected", field=self.name)
 
 
+class HostNeed(Enum):
+    """Whether what is asked for needs a host."""
+
+    YES = "yes"
+    IF_THERE = "if there"
+    """It lies on this machine, but a host may have it newer."""
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class Action:
     """One thing that can be done."""
@@ -125,8 +134,8 @@ class Action:
     key: str
     face: str = ""
     """ "module:Class" that its Python method returns, made of the swarm and the parameters; empty: a plain coroutine."""
-    offline: str = ""
-    """ "module:function" that says of values whether they need no host; empty: they always do."""
+    host_for: str = ""
+    """ "module:function" that says of values whether they need a host; empty: they always do."""
     _cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -187,12 +196,13 @@ class Action:
         found: Callable[[Any, Any], Any] = getattr(importlib.import_module(module), name)
         return found
 
-    def needs_no_host(self, values: Mapping[str, object]) -> bool:
-        """Whether all that is asked for with these values lies on this machine: then there is no swarm to pass."""
-        if not self.offline:
-            return False
-        module, _, name = self.offline.partition(":")
-        return bool(getattr(importlib.import_module(module), name)(values))
+    def needs_host(self, values: Mapping[str, object]) -> HostNeed:
+        """Whether these values need a host; without one there is no swarm to pass."""
+        if not self.host_for:
+            return HostNeed.YES
+        module, _, name = self.host_for.partition(":")
+        found: HostNeed = getattr(importlib.import_module(module), name)(values)
+        return found
 
     def bind(self, values: Mapping[str, object]) -> dict[str, object]:
         """Checked keyword values for `values`. Raises InvalidError for unknown, missing or wrong ones."""
@@ -228,7 +238,7 @@ def action(
     until: str = "",
     key: str = "",
     face: str = "",
-    offline: str = "",
+    host_for: str = "",
 ) -> Callable[[F], F]:
     """Register an async function as an action. The function itself stays as it is."""
 
@@ -247,7 +257,7 @@ def action(
             until,
             key,
             face,
-            offline,
+            host_for,
         )
         if made.name in _REGISTRY.setdefault(room, {}):
             raise ValueError(f"there are two actions {made.name}")

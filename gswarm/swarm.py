@@ -110,6 +110,8 @@ class Swarm(Faces):
         """When set, the id of the next command's requests: a retry with the same id is answered, not repeated."""
         self.in_host = False
         """Whether this is the host talking to itself for callers elsewhere, whose files these are not."""
+        self.tell: Callable[[str], None] = lambda text: None
+        """Called with what is worth knowing and no error; the command line says it on standard error."""
         self._channel: grpc.aio.Channel | None = None
         self._calls = 0
 

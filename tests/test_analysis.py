@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gswarm.catalogue import HostNeed
 from gswarm.cluster.types import Severity
 from gswarm.codec import to_plain
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.model.types import ServicePhase
-from gswarm.profiler import analysis, findings, history, report
+from gswarm.profiler import analysis, history, report, tables
 from gswarm.profiler.history import SpanKind
-from gswarm.profiler.reading import located, needs_no_host
+from gswarm.profiler.reading import host_for, located
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Column, Series
 from gswarm.profiler.types import Analysis, DeviceFigures, Session, session_sealed
@@ -28,6 +29,7 @@ from gswarm.v1 import common_pb2
 from tests.support.cluster import cluster, seen
 from tests.support.processes import BIN
 from tests.support.scripted import COLUMNS, Script, Values, at, gpu, lane, mark, service, task, us
+from tests.support.sessions import sealed, session
 
 G0, G1 = "GPU-n1-0", "GPU-n1-1"
 BUSY: Values = {
@@ -236,7 +238,7 @@ def test_what_is_said_of_several_devices_of_a_node_is_said_once(tmp_path: Path) 
     ],
 )
 def test_devices_are_named_in_few_words(names: list[str], told: str) -> None:
-    assert findings.several(names) == told
+    assert tables.several(names) == told
 
 
 def test_a_node_on_which_next_to_nothing_ran_is_not_uneven(tmp_path: Path) -> None:
@@ -470,13 +472,55 @@ async def test_a_real_session_is_analysed_by_name_by_path_and_from_afar(
     def checked() -> None:
         offline = json.loads(run("profiler", "analyze", stopped.path, "-o", "json"))
         assert offline["ticks"] == stopped.ticks and len(offline["devices"]) == 3
-        for words in (("compare", stopped.path, stopped.path), ("plot", stopped.path, "--term")):
-            assert "n1:gpu0" in run("profiler", *words)
+        assert "gpu0, gpu1 of n1 SIM" in run("profiler", "compare", stopped.path, stopped.path)
+        assert "n1:gpu0" in run("profiler", "plot", stopped.path, "--term")
         assert offline == json.loads(run("--from", stopped.path, "profiler", "analyze", "run", "-o", "json"))
         assert "is no recording" in run("profiler", "analyze", "./nowhere", code=4)
         assert "no host" in run("profiler", "analyze", "run", code=3).lower()
 
     await asyncio.to_thread(checked)
+
+
+async def test_a_name_means_the_hosts_recording_unless_the_copy_here_is_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (away := tmp_path / "away").mkdir()
+    monkeypatch.chdir(away)
+    told: list[str] = []
+
+    def offline() -> subprocess.CompletedProcess[str]:
+        env = {"PATH": str(BIN), "GSWARM_STATE_DIR": str(tmp_path / "nothing"), "HOME": str(tmp_path)}
+        words = [str(BIN / "gswarm"), "profiler", "analyze", "run", "-o", "json"]
+        return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+
+    async with cluster(tmp_path / "state") as running, running.agent("n1"):
+        swarm = running.swarm
+        swarm.tell = told.append
+
+        await swarm.profiler.start(name="run", interval=0.1)
+        await session(running, "run", lambda s: s.ticks > 3)
+        await swarm.profiler.pull("run")
+        early = (await swarm.profiler.analyze("./run")).ticks
+        assert not told, "a path is what it says"
+        await session(running, "run", lambda s: s.ticks > early + 3)
+        assert (await swarm.profiler.analyze("run")).ticks > early
+        assert "reading run from the host: the copy here does not say that the session had stopped" in told.pop()
+        stopped = await sealed(running, "run")
+        assert (await swarm.profiler.analyze("run")).ticks == stopped.ticks and "from the host" in told.pop()
+        (away / "run").rename(away / "early")
+        await swarm.profiler.pull("run")
+        assert (await swarm.profiler.analyze("run")).ticks == stopped.ticks
+        assert told.pop() == "reading the copy ./run; the host has the same"
+        await swarm.profiler.delete("run")
+        assert (await swarm.profiler.analyze("run")).ticks == stopped.ticks
+        assert told.pop() == "reading the copy ./run; the host has no session of that name"
+        await swarm.profiler.start(name="run", interval=0.1)
+        await session(running, "run", lambda s: s.ticks > 0)
+        assert stopped.stopped_at and (await swarm.profiler.analyze("run")).start > stopped.stopped_at
+        assert "the copy here is of another session of that name" in told.pop()
+    alone = await asyncio.to_thread(offline)
+    assert json.loads(alone.stdout)["ticks"] == stopped.ticks
+    assert alone.stderr == "gswarm: reading the copy ./run; no host was asked for a newer one\n"
 
 
 async def test_names_and_directories_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,9 +529,10 @@ async def test_names_and_directories_are_told_apart(tmp_path: Path, monkeypatch:
     script.state(0, everything=True)
     script.write()
     (tmp_path / "empty").mkdir()
-    assert needs_no_host({"name": "here"}) and needs_no_host({"a": "./x", "b": "/y"})
-    assert not needs_no_host({"name": "run-7"}) and not needs_no_host({"name": "empty"})
-    assert not needs_no_host({"a": "here", "b": "run-7"})
+    assert {host_for({"name": name}) for name in ("./here", "/y", "a/b", ".")} == {HostNeed.NONE}
+    assert host_for({"a": "./x", "b": "here"}) is host_for({"name": "here"}) is HostNeed.IF_THERE
+    assert host_for({"name": "run-7"}) is host_for({"name": "empty"}) is HostNeed.YES
+    assert host_for({"a": "here", "b": "run-7"}) is HostNeed.YES
     async with located(None, "here") as directory:
         assert directory == Path("here")
     with Recording.open(tmp_path / "here") as recording:

@@ -8,14 +8,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from gswarm.errors import InvalidError, RefusedError
+from gswarm.catalogue import HostNeed
+from gswarm.cli import say
+from gswarm.errors import GswarmError, InvalidError, RefusedError
 from gswarm.names import check_name
+from gswarm.profiler import manifest as manifests
 from gswarm.profiler.access import pull
 from gswarm.profiler.apart import apart
+from gswarm.profiler.manifest import MANIFEST
 from gswarm.profiler.recording import Recording
+from gswarm.profiler.types import Session
 
 if TYPE_CHECKING:
     from gswarm.profiler.types import Analysis, Comparison, Drawn, Exported
@@ -27,16 +33,22 @@ SUFFIXES = {"perfetto": "perfetto.json"}
 """Of exports whose format is not the end of their file's name."""
 
 
+def is_path(name: str) -> bool:
+    """Whether only a directory can be meant: no session's name has a / or begins with a dot."""
+    return "/" in name or name.startswith(".")
+
+
 def is_directory(name: str) -> bool:
-    """Whether a recording is named by its directory: no session's name has a / or begins with a dot."""
-    from gswarm.profiler.manifest import MANIFEST
-
-    return "/" in name or name.startswith(".") or (Path(name) / MANIFEST).is_file()
+    """Whether a recording of this machine can be meant: by its path, or by the name of a copy where we are."""
+    return is_path(name) or (Path(name) / MANIFEST).is_file()
 
 
-def needs_no_host(values: Mapping[str, object]) -> bool:
-    """Whether every recording among an action's values is a directory here."""
-    return all(is_directory(str(values[name])) for name in ("name", "a", "b") if name in values)
+def host_for(values: Mapping[str, object]) -> HostNeed:
+    """Whether the recordings among an action's values need a host: paths do not, a copy of that name is asked about."""
+    names = [str(values[name]) for name in ("name", "a", "b") if name in values]
+    if all(is_path(name) for name in names):
+        return HostNeed.NONE
+    return HostNeed.IF_THERE if all(is_directory(name) for name in names) else HostNeed.YES
 
 
 @contextlib.asynccontextmanager
@@ -48,7 +60,11 @@ async def located(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[P
     """
     if isinstance(swarm, Recording) and name in (swarm.name, str(swarm.directory)):
         yield swarm.directory
-    elif swarm is None or isinstance(swarm, Recording) or (is_directory(name) and not swarm.in_host):
+    elif isinstance(swarm, Recording) or ((swarm is None or not swarm.in_host) and is_path(name)):
+        yield Path(name)
+    elif swarm is None or (not swarm.in_host and is_directory(name) and await _copy_will_do(swarm, name)):
+        if swarm is None:
+            say(f"reading the copy ./{name}; no host was asked for a newer one")
         yield Path(name)
     else:
         check_name(name, "session name")
@@ -57,6 +73,35 @@ async def located(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[P
             await asyncio.to_thread(directory.mkdir)
             await pull(swarm, name, directory)
             yield directory
+
+
+async def _copy_will_do(swarm: Swarm, name: str) -> bool:
+    """Whether the copy where we are is all that the host has of a session; that, or why not, is told."""
+    copy = await asyncio.to_thread(manifests.read, Path(name))
+    try:
+        known = await swarm.list(Session, filters=(f"name={name}",))
+    except GswarmError as error:
+        swarm.tell(f"reading the copy ./{name}; the host was not asked for a newer one: {error.what}")
+        return True
+    if not known:
+        swarm.tell(f"reading the copy ./{name}; the host has no session of that name")
+        return True
+    if _moment(copy.started_at) != known[0].started_at:
+        why = "the copy here is of another session of that name"
+    elif not copy.stopped_at:
+        why = "the copy here does not say that the session had stopped"
+    else:
+        swarm.tell(f"reading the copy ./{name}; the host has the same")
+        return True
+    swarm.tell(f"reading {name} from the host: {why} (name it ./{name} to read it)")
+    return False
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 async def _worked(swarm: Any, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
