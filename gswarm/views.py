@@ -306,6 +306,9 @@ def detail(row: Any) -> list[tuple[str, str]]:
             value = None
         if value == () and type(row).__name__ == "Session" and item.name in ("nodes", "metrics"):
             value = "all"
+        if value == 0 and type(row).__name__ == "Session" and item.name == "slowest_s":
+            pairs.append(("slowest", "-"))  # a regular session
+            continue
         if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
             pairs += _parts(item.name.replace("_", " "), value)
         else:

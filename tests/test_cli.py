@@ -105,6 +105,7 @@ def said(swarm: Installation, *words: str, code: int) -> str:
         ("queue list --filter PRIORITY=hgh", "Did you mean high?"),
         ("queue list --sort stat", "Did you mean state?"),
         ("model list --filter simulated=yes", "There are: false, true"),
+        ("profiler export --format xml x", "'xml' is not one of"),
         ("model serve", "Missing argument 'name'"),
         ("model annotate sim-7b --set x", "'x' is not key=value"),
         ("token create t superuser", "'viewer'"),
@@ -274,6 +275,10 @@ def test_not_found_is_exit_4_with_the_near_name(here: Here) -> None:
     assert "Did you mean sim-7b?" in said(here, "model", "info", "sim-7", code=4)
     assert "Did you mean n1:gpu" in said(here, "device", "show", "n1:gpu7", code=4)
     assert "there is no task 4711" in said(here, "queue", "explain", "4711", code=4)
+
+
+def test_a_metric_that_there_is_not_is_exit_4_with_the_near_name(here: Here) -> None:
+    assert "Did you mean power_mw" in said(here, "profiler", "metrics", "powr_mw", code=4)
 
 
 def test_refused_is_exit_5(here: Here) -> None:
