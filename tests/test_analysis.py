@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from gswarm.catalogue import HostNeed
 from gswarm.cluster.types import Severity
 from gswarm.codec import to_plain
+from gswarm.config import state_dir
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.model.types import ServicePhase
 from gswarm.profiler import analysis, history, report, tables
@@ -488,12 +489,13 @@ async def test_a_name_means_the_hosts_recording_unless_the_copy_here_is_all_of_i
     monkeypatch.chdir(away)
     told: list[str] = []
 
-    def offline() -> subprocess.CompletedProcess[str]:
-        env = {"PATH": str(BIN), "GSWARM_STATE_DIR": str(tmp_path / "nothing"), "HOME": str(tmp_path)}
+    def offline(state: str) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": str(BIN), "GSWARM_STATE_DIR": str(tmp_path / state), "HOME": str(tmp_path)}
         words = [str(BIN / "gswarm"), "profiler", "analyze", "run", "-o", "json"]
         return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
 
-    async with cluster(tmp_path / "state") as running, running.agent("n1"):
+    monkeypatch.setenv("GSWARM_STATE_DIR", str(tmp_path / "state"))
+    async with cluster(state_dir()) as running, running.agent("n1"):
         swarm = running.swarm
         swarm.tell = told.append
 
@@ -510,17 +512,24 @@ async def test_a_name_means_the_hosts_recording_unless_the_copy_here_is_all_of_i
         (away / "run").rename(away / "early")
         await swarm.profiler.pull("run")
         assert (await swarm.profiler.analyze("run")).ticks == stopped.ticks
-        assert told.pop() == "reading the copy ./run; the host has the same"
+        assert told.pop() == "reading ./run; the host has the same"
         await swarm.profiler.delete("run")
         assert (await swarm.profiler.analyze("run")).ticks == stopped.ticks
-        assert told.pop() == "reading the copy ./run; the host has no session of that name"
+        assert told.pop() == "reading ./run; the host has no session of that name"
         await swarm.profiler.start(name="run", interval=0.1)
         await session(running, "run", lambda s: s.ticks > 0)
         assert stopped.stopped_at and (await swarm.profiler.analyze("run")).start > stopped.stopped_at
         assert "the copy here is of another session of that name" in told.pop()
-    alone = await asyncio.to_thread(offline)
+    alone = await asyncio.to_thread(offline, "nothing")
     assert json.loads(alone.stdout)["ticks"] == stopped.ticks
-    assert alone.stderr == "gswarm: reading the copy ./run; no host was asked for a newer one\n"
+    assert alone.stderr == "gswarm: reading ./run; no host was asked for a newer one\n"
+    (away / "run").rename(away / "whole")
+    assert (await asyncio.to_thread(offline, "nothing")).returncode == 3
+    kept = await asyncio.to_thread(offline, "state")
+    assert (
+        kept.stderr == f"gswarm: reading {state_dir()}/recordings/run; no host was asked for a newer one\n"
+        and kept.returncode == 0
+    )
 
 
 async def test_names_and_directories_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from gswarm.catalogue import HostNeed
 from gswarm.cli import say
+from gswarm.config import state_dir
 from gswarm.errors import GswarmError, InvalidError, RefusedError
 from gswarm.names import check_name
 from gswarm.profiler import manifest as manifests
@@ -43,12 +44,20 @@ def is_directory(name: str) -> bool:
     return is_path(name) or (Path(name) / MANIFEST).is_file()
 
 
+def _here(name: str) -> Path | None:
+    """Where a recording lies on this machine: by its path, a copy where we are, or what this machine's host recorded."""
+    if is_directory(name):
+        return Path(name)
+    kept = state_dir() / "recordings" / name
+    return kept if (kept / MANIFEST).is_file() else None
+
+
 def host_for(values: Mapping[str, object]) -> HostNeed:
-    """Whether the recordings among an action's values need a host: paths do not, a copy of that name is asked about."""
+    """Whether the recordings among an action's values need a host: paths do not; of others it may have a newer one."""
     names = [str(values[name]) for name in ("name", "a", "b") if name in values]
     if all(is_path(name) for name in names):
         return HostNeed.NONE
-    return HostNeed.IF_THERE if all(is_directory(name) for name in names) else HostNeed.YES
+    return HostNeed.YES if any(_here(name) is None for name in names) else HostNeed.IF_THERE
 
 
 @contextlib.asynccontextmanager
@@ -62,9 +71,11 @@ async def located(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[P
         yield swarm.directory
     elif isinstance(swarm, Recording) or ((swarm is None or not swarm.in_host) and is_path(name)):
         yield Path(name)
-    elif swarm is None or (not swarm.in_host and is_directory(name) and await _copy_will_do(swarm, name)):
-        if swarm is None:
-            say(f"reading the copy ./{name}; no host was asked for a newer one")
+    elif swarm is None:
+        directory = _here(name) or Path(name)
+        say(f"reading {_shown(directory)}; no host was asked for a newer one")
+        yield directory
+    elif not swarm.in_host and is_directory(name) and await _copy_will_do(swarm, name):
         yield Path(name)
     else:
         check_name(name, "session name")
@@ -75,23 +86,27 @@ async def located(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[P
             yield directory
 
 
+def _shown(directory: Path) -> str:
+    return str(directory) if directory.is_absolute() else f"./{directory}"
+
+
 async def _copy_will_do(swarm: Swarm, name: str) -> bool:
     """Whether the copy where we are is all that the host has of a session; that, or why not, is told."""
     copy = await asyncio.to_thread(manifests.read, Path(name))
     try:
         known = await swarm.list(Session, filters=(f"name={name}",))
     except GswarmError as error:
-        swarm.tell(f"reading the copy ./{name}; the host was not asked for a newer one: {error.what}")
+        swarm.tell(f"reading ./{name}; the host was not asked for a newer one: {error.what}")
         return True
     if not known:
-        swarm.tell(f"reading the copy ./{name}; the host has no session of that name")
+        swarm.tell(f"reading ./{name}; the host has no session of that name")
         return True
     if _moment(copy.started_at) != known[0].started_at:
         why = "the copy here is of another session of that name"
     elif not copy.stopped_at:
         why = "the copy here does not say that the session had stopped"
     else:
-        swarm.tell(f"reading the copy ./{name}; the host has the same")
+        swarm.tell(f"reading ./{name}; the host has the same")
         return True
     swarm.tell(f"reading {name} from the host: {why} (name it ./{name} to read it)")
     return False
