@@ -19,14 +19,14 @@ from gswarm.codec import to_plain
 from gswarm.config import state_dir
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.model.types import ServicePhase
-from gswarm.profiler import analysis, history, report, tables
+from gswarm.profiler import analysis, history, reading, report, tables
 from gswarm.profiler.history import SpanKind
 from gswarm.profiler.reading import host_for, located
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Column, Series
 from gswarm.profiler.types import Analysis, DeviceFigures, Session, session_sealed
 from gswarm.queue.types import Workflow, workflow_done
-from gswarm.v1 import common_pb2
+from gswarm.v1 import cluster_pb2, common_pb2
 from tests.support.cluster import cluster, seen
 from tests.support.processes import BIN
 from tests.support.scripted import COLUMNS, Script, Values, at, gpu, lane, mark, service, task, us
@@ -225,6 +225,24 @@ def test_what_is_said_of_several_devices_of_a_node_is_said_once(tmp_path: Path) 
     with script.open() as recording:
         page = "".join(report.pieces(found, recording.series(), history.read(recording)))
     assert page.count("gpu0-gpu4, gpu6-gpu10 of n1 (SIM) idle") == 1 and "(gpu_util_percent, lane)" in page
+
+
+def test_devices_come_as_people_count_them(tmp_path: Path) -> None:
+    """The ids of GPUs are in no order."""
+    script = Script(tmp_path)
+    devices = [gpu(index) for index in range(12)]
+    for device in devices:
+        device.id = f"GPU-{(device.index * 7) % 12:x}"
+    cpu = cluster_pb2.Device(id="CPU-1", alias="n1:cpu", node="n1", kind=cluster_pb2.DEVICE_KIND_CPU)
+    script.state(0, *devices, cpu, everything=True)
+    schema = script.schema(0, [*(device.id for device in devices), cpu.id])
+    for second in range(20):
+        script.tick(second, schema, [IDLE] * 13)
+    found = reading._analysed(script.write())
+    assert [d.device for d in found.devices] == [*(f"n1:gpu{index}" for index in range(12)), "n1:cpu"]
+    assert found.findings[0].subject == "gpu0-gpu11 of n1"
+    changes = reading._compared(script.directory, script.directory, (), 0.95, 0).changes
+    assert list(dict.fromkeys(c.subject for c in changes)) == [d.device for d in found.devices]
 
 
 @pytest.mark.parametrize(

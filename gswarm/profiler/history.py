@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -16,7 +17,7 @@ from gswarm.kinds import BY_KIND, body_of
 from gswarm.model.types import Placement, PlacementPhase, Service, ServicePhase
 from gswarm.profiler.clocks import host_offset
 from gswarm.profiler.journal import Record
-from gswarm.profiler.series import Times
+from gswarm.profiler.series import Series, Times
 from gswarm.queue.types import Lane, Task, TaskPhase
 from gswarm.v1 import cluster_pb2
 
@@ -106,6 +107,12 @@ class History:
         found = self.devices.get(device)
         return found.alias if found is not None and found.alias else device
 
+    def in_order(self, series: Iterable[Series]) -> tuple[Series, ...]:
+        """Devices as people count them: by node, gpu2 before gpu10, the processor last; ids of GPUs are in no order."""
+        return tuple(
+            sorted(series, key=lambda one: (one.node, self.is_cpu(one.device), natural(self.label(one.device))))
+        )
+
     def is_simulated(self, device: str) -> bool:
         """Whether it exists only as numbers."""
         found = self.devices.get(device)
@@ -123,6 +130,11 @@ class History:
             for span in self.spans
             if span.kind is kind and (not device or device in span.devices) and (not phase or span.phase == phase)
         ]
+
+
+def natural(name: str) -> tuple[tuple[str, int], ...]:
+    """A key that sorts the numbers in names as numbers."""
+    return tuple((stem, int(digits or 0)) for stem, digits in re.findall(r"(\D*)(\d*)", name))
 
 
 def read(recording: Recording) -> History:

@@ -136,7 +136,8 @@ def _analysed(directory: Path) -> Analysis:
     from gswarm.profiler import analysis, history
 
     with Recording.open(directory) as found:
-        return analysis.analyse(found.series(), history.read(found))
+        past = history.read(found)
+        return analysis.analyse(past.in_order(found.series()), past)
 
 
 async def compare(swarm: Swarm, a: str, b: str, *, metrics: Sequence[str], confidence: float, seed: int) -> Comparison:
@@ -155,7 +156,8 @@ def _compared(a: Path, b: Path, metrics: Sequence[str], confidence: float, seed:
     from gswarm.profiler import comparison, history, series
 
     with Recording.open(a) as first, Recording.open(b) as second:
-        sides = [comparison.Recorded(one.series(), history.read(one)) for one in (first, second)]
+        pasts = [(one, history.read(one)) for one in (first, second)]
+        sides = [comparison.Recorded(past.in_order(one.series()), past) for one, past in pasts]
     series.check_metrics(metrics, [one for side in sides for one in side.series])
     return comparison.compare(*sides, metrics=metrics, confidence=confidence, seed=seed)
 
@@ -188,7 +190,8 @@ def _plotted(
 
     with Recording.open(directory) as found:
         target = "" if term else _target(found, out, "svg", force)
-        every, past = found.series(), history.read(found)
+        past = history.read(found)
+        every = past.in_order(found.series())
         chosen, shown = charts.choose(every, past, metrics, devices)
         picture: tuple[str, ...] = ()
         if isinstance(target, Path):
@@ -212,7 +215,8 @@ def _reported(directory: Path, out: Path | None, force: bool) -> Exported:
 
     with Recording.open(directory) as found:
         target = _target(found, out, "html", force)
-        every, past = found.series(), history.read(found)
+        past = history.read(found)
+        every = past.in_order(found.series())
         figures = analysis.analyse(every, past)
         _write(target, lambda part: _write_text(part, page.pieces(figures, every, past)))
         return Exported(str(target), figures.ticks, "; ".join(found.damage))
@@ -235,7 +239,8 @@ def _exported(directory: Path, form: str, out: Path | None, force: bool) -> Expo
             case "parquet":
                 count = _write(target, lambda part: formats.parquet(found.series(), part))
             case "perfetto":
-                pieces = perfetto.pieces(found.series(), history.read(found))
+                past = history.read(found)
+                pieces = perfetto.pieces(past.in_order(found.series()), past)
                 count = _write(target, lambda part: _write_text(part, pieces)) - 2  # what stands around the events
             case _:
                 count = _write(target, lambda part: _write_text(part, formats.rows(found, form)))
