@@ -349,6 +349,12 @@ def test_a_cancel_prints_the_tasks_it_cancelled(here: Here) -> None:
     assert "nothing to cancel" in said(here, "queue", "cancel", "--yes", code=2)
 
 
+def test_switched_sampling_is_told_in_words(here: Here) -> None:
+    assert here.run("profiler", "sampling", "--nvlink", "on") == "1 node told to sample something else\n"
+    assert here.run("profiler", "sampling", "--nvlink", "on") == "0 nodes told to sample something else\n"
+    assert '"changed": 1' in here.run("profiler", "sampling", "--nvlink", "off", "-o", "json")
+
+
 def test_a_retry_prints_the_tasks_it_puts_back_to_work(here: Here) -> None:
     made = here.json("queue", "submit", "flow.yaml", "--no-wait")
     assert isinstance(made, list)

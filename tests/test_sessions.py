@@ -155,6 +155,16 @@ async def test_marks_are_moments_and_spans(running: Cluster) -> None:
     assert [events[3].cause, events[5].cause, events[7].cause] == [events[1].id, events[4].id, events[6].id]
 
 
+async def test_a_mark_says_anything_on_one_line(running: Cluster) -> None:
+    for text in ("epoch 3/10", "loss → 0.2 (lr 1e-4)", "x" * 200):
+        await running.swarm.profiler.mark(text)
+    for text in ("", " ", "two\nlines", "\x1b[31m", "x" * 201):
+        with pytest.raises(InvalidError, match="cannot be a mark"):
+            await running.swarm.profiler.mark(text)
+    told = [e.message for e in await running.swarm.list(Event, filters=("type=profiler.mark",))]
+    assert len(told) == 3 and "epoch 3/10" in told
+
+
 async def test_a_mark_right_after_the_start_is_in_it(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     marked, opening = threading.Event(), Recorder._open
 

@@ -169,6 +169,12 @@ class Sampling:
     changed: int
     revision: int
 
+    def lines(self) -> list[str]:
+        """As text."""
+        from gswarm.profiler.tables import counted
+
+        return [f"{counted(self.changed, 'node')} told to sample something else"]
+
 
 @dataclass(frozen=True, slots=True)
 class MetricFigures:
