@@ -29,6 +29,8 @@ class Interrupted(KeyboardInterrupt):
 def execute(action: Action, values: Mapping[str, object], options: Globals) -> int:
     """Do it and print the result; the exit code. Raises GswarmError."""
     bound = action.bind({k: v for k, v in values.items() if v is not None})
+    if options.from_ is not None:
+        _check_past(action)
     if action.destructive and not options.yes and not options.dry_run:
         _confirm(action, bound)
     try:
@@ -43,7 +45,8 @@ def execute(action: Action, values: Mapping[str, object], options: Globals) -> i
 
 
 def _confirm(action: Action, values: Mapping[str, object]) -> None:
-    subject = next((str(values[p.name]) for p in action.parameters if p.positional), "")
+    named = next((values[p.name] for p in action.parameters if p.positional), "")
+    subject = " ".join(map(str, named)) if isinstance(named, list) else str(named)
     if not sys.stdin.isatty():
         raise RefusedError(f"{action.name} {subject} was not confirmed", why=action.effect, next="add --yes")
     sys.stderr.write(f"{action.name} {subject}: {action.effect}. Go on? [y/N] ")
@@ -54,10 +57,6 @@ def _confirm(action: Action, values: Mapping[str, object]) -> None:
 
 async def _execute(action: Action, values: dict[str, object], options: Globals) -> int:
     if action.local:
-        if options.from_ is not None:
-            raise InvalidError(
-                f"{action.name} is about this machine", why="it reads no recording", next="leave out --from"
-            )
         gc.set_threshold(700, 10, 10)  # a host or an agent lives long: Python's own defaults, which __main__ raised
         result = await action.run(None, **values)
         if isinstance(result, int) and not isinstance(result, bool):
@@ -70,7 +69,7 @@ async def _execute(action: Action, values: dict[str, object], options: Globals) 
     async with AsyncExitStack() as stack:
         swarm: Any
         if options.from_ is not None:
-            swarm = await _recording(action, options, stack)
+            swarm = await _recording(options, stack)
         else:
             swarm = await _connected(action.needs_host(values), options, stack)
         result = await _perform(swarm, action, values, options)
@@ -130,14 +129,20 @@ def _moment(swarm: Any, result: Any) -> Any:
     return getattr(result, "time", None) if isinstance(result, list) else getattr(swarm, "time", None)
 
 
-async def _recording(action: Action, options: Globals, stack: AsyncExitStack) -> Any:
-    if not action.read:
-        raise InvalidError(f"{action.name} changes things", why="a recording is the past", next="leave out --from")
-    from gswarm.profiler.recording import Recording, parse_at
+def _check_past(action: Action) -> None:
+    """Raises InvalidError for what cannot be asked of a recording."""
     from gswarm.profiler.unrecorded import UNRECORDED
 
+    if action.local:
+        raise InvalidError(f"{action.name} is about this machine", why="it reads no recording", next="leave out --from")
+    if not action.read:
+        raise InvalidError(f"{action.name} changes things", why="a recording is the past", next="leave out --from")
     if why := UNRECORDED.get(action.id):
         raise InvalidError(f"no recording answers {action.name}", why=why, next="leave out --from")
+
+
+async def _recording(options: Globals, stack: AsyncExitStack) -> Any:
+    from gswarm.profiler.recording import Recording, parse_at
     from gswarm.units import clock
 
     assert options.from_ is not None

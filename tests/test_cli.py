@@ -112,6 +112,7 @@ def said(swarm: Installation, *words: str, code: int) -> str:
         ("completion tcsh", "bash|zsh|fish"),
         ("--at +12m queue list", "--from"),
         ("--from . --at +12m model serve sim-7b", "changes things"),
+        ("--from . queue cancel 1 2", "queue cancel changes things"),
         ("--from . token list", "no secrets"),
         ("--from . model logs sim-7b", "stays on their nodes"),
         ("--from . logs host", "this machine"),
@@ -346,6 +347,7 @@ def test_a_cancel_prints_the_tasks_it_cancelled(here: Here) -> None:
     heading, line = here.run("queue", "cancel", "--workflow", made[0]["id"], "--yes").splitlines()
     assert heading.split()[:2] == ["TASK", "ACTION"]
     assert line.split()[0] == str(made[0]["first_task"]) and "cancelled" in line
+    assert "queue cancel 7 8 was not confirmed" in said(here, "queue", "cancel", "7", "8", code=5)
     assert "nothing to cancel" in said(here, "queue", "cancel", "--yes", code=2)
 
 

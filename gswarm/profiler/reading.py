@@ -251,7 +251,7 @@ def _exported(directory: Path, form: str, out: Path | None, force: bool) -> Expo
 def _target(found: Recording, out: Path | None, suffix: str, force: bool) -> Path:
     """Where to write. Raises InvalidError or RefusedError where it may not be."""
     target = out or Path(f"{check_name(found.name, 'session name')}.{suffix}")
-    if target.exists():
+    if target.exists() or str(target) == "-":
         if not target.is_file():  # a device or a directory is never replaced
             raise InvalidError(f"{target} is no file", next="name one with --out", field="out")
         if not force:
