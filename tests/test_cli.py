@@ -101,7 +101,7 @@ def said(swarm: Installation, *words: str, code: int) -> str:
         ("model list --filter nam", "field=value"),
         ("queue list --filter stat=ready", "Did you mean state?"),
         ("queue list --filter where=n1", "There are task, action, type, model, priority, state, detail and the fields"),
-        ("queue list --filter state=finished", "phase of a task is never 'finished'. There are: backoff, cancelled"),
+        ("queue list --filter state=finished", "phase is never 'finished'. There are: backoff, cancelled"),
         ("queue list --filter PRIORITY=hgh", "Did you mean high?"),
         ("queue list --sort stat", "Did you mean state?"),
         ("model list --filter simulated=yes", "There are: false, true"),

@@ -70,12 +70,12 @@ def predicate(kind: int, filters: Sequence[cluster_pb2.Filter]) -> Callable[[Mes
     tests: list[Callable[[Message], bool]] = []
     for wanted in filters:
         if wanted.op in (cluster_pb2.Filter.OP_EQUAL, cluster_pb2.Filter.OP_NOT_EQUAL):
-            _check_value(cls, _field(cls, wanted.field, "filter"), wanted.value)
+            _check_value(_field(cls, wanted.field, "filter"), wanted.value)
         tests.append(_test(field_reader(cls, wanted.field), wanted.op, wanted.value))
     return lambda message: all(test(message) for test in tests)
 
 
-def _check_value(cls: type[Message], field: Any, value: str) -> None:
+def _check_value(field: Any, value: str) -> None:
     """Raises InvalidError for a word that the field never has: no rows would say that there are none now."""
     if field.enum_type is not None:
         words = [enum_word(field.enum_type, number) for number in sorted(field.enum_type.values_by_number) if number]
@@ -85,7 +85,7 @@ def _check_value(cls: type[Message], field: Any, value: str) -> None:
         return
     if value not in (*words, "unknown"):
         raise InvalidError(
-            f"{field.name} of a {cls.DESCRIPTOR.name.lower()} is never {value!r}",
+            f"{field.name} is never {value!r}",
             next=near(value, words) or f"there are: {', '.join(words)}",
             field="filter",
         )
