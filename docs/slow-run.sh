@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What docs/slow-run.md tells, from an empty directory to its pictures: on two simulated GPUs, in three minutes.
+# What docs/slow-run.md tells, from an empty directory to its pictures: on two simulated GPUs, in four and a half minutes.
 # Run it from a clone that `make run` or `make test` has set up. docs/slow-run.sh DIRECTORY keeps everything there;
 # without a directory it draws the page's pictures anew.
 set -euo pipefail

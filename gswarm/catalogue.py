@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import shlex
 import sys
 import types
 import typing
@@ -107,6 +106,15 @@ class Parameter:
         raise InvalidError(f"{self.name} is {value!r}", why=f"{_WORDS[kind]} is expected", field=self.name)
 
 
+class HostNeed(Enum):
+    """Whether what is asked for needs a host."""
+
+    YES = "yes"
+    IF_THERE = "if there"
+    """It lies on this machine, but a host may have it newer."""
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class Action:
     """One thing that can be done."""
@@ -126,8 +134,8 @@ class Action:
     key: str
     face: str = ""
     """ "module:Class" that its Python method returns, made of the swarm and the parameters; empty: a plain coroutine."""
-    offline: str = ""
-    """ "module:function" that says of values whether they need no host; empty: they always do."""
+    host_for: str = ""
+    """ "module:function" that says of values whether they need a host; empty: they always do."""
     _cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -188,12 +196,13 @@ class Action:
         found: Callable[[Any, Any], Any] = getattr(importlib.import_module(module), name)
         return found
 
-    def needs_no_host(self, values: Mapping[str, object]) -> bool:
-        """Whether all that is asked for with these values lies on this machine: then there is no swarm to pass."""
-        if not self.offline:
-            return False
-        module, _, name = self.offline.partition(":")
-        return bool(getattr(importlib.import_module(module), name)(values))
+    def needs_host(self, values: Mapping[str, object]) -> HostNeed:
+        """Whether these values need a host; without one there is no swarm to pass."""
+        if not self.host_for:
+            return HostNeed.YES
+        module, _, name = self.host_for.partition(":")
+        found: HostNeed = getattr(importlib.import_module(module), name)(values)
+        return found
 
     def bind(self, values: Mapping[str, object]) -> dict[str, object]:
         """Checked keyword values for `values`. Raises InvalidError for unknown, missing or wrong ones."""
@@ -213,28 +222,6 @@ class Action:
             return await self.function(swarm, *arguments, **bound)
         return await self.function(*arguments, **bound)
 
-    def cli_line(self, values: Mapping[str, object]) -> str:
-        """The command line that does the same."""
-        command, words, options = ["gswarm", *self.name.split()], [], []
-        for p in self.parameters:
-            value = values.get(p.name, p.default)
-            if value is None or value == p.default or (p.many and not value):
-                if p.required and value in (None, ""):
-                    words.append(p.name.upper())
-                continue
-            if p.type is bool and not p.positional:
-                options.append(p.flag if value else f"--no-{p.flag[2:]}")
-                continue
-            for item in value if isinstance(value, list | tuple) else [value]:
-                text = shlex.quote(str(item.value if isinstance(item, Enum) else item))
-                if p.positional:
-                    words.append(text)
-                else:
-                    options += [p.flag, text]
-        if any(word.lstrip("'").startswith("-") for word in words):
-            return " ".join([*command, *options, "--", *words])
-        return " ".join(command + words + options)
-
 
 _REGISTRY: dict[str, dict[str, Action]] = {room: {} for room in ROOMS}
 
@@ -251,7 +238,7 @@ def action(
     until: str = "",
     key: str = "",
     face: str = "",
-    offline: str = "",
+    host_for: str = "",
 ) -> Callable[[F], F]:
     """Register an async function as an action. The function itself stays as it is."""
 
@@ -270,7 +257,7 @@ def action(
             until,
             key,
             face,
-            offline,
+            host_for,
         )
         if made.name in _REGISTRY.setdefault(room, {}):
             raise ValueError(f"there are two actions {made.name}")

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from gswarm.catalogue import Told
+from gswarm.catalogue import HostNeed, Told
 from gswarm.cli import Globals, render, render_piece, say, writing
-from gswarm.errors import DeadlineError, ExitCode, InvalidError, RefusedError
+from gswarm.errors import DeadlineError, ExitCode, InvalidError, RefusedError, UnreachableError
 from gswarm.views import printable
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Interrupted(KeyboardInterrupt):
 def execute(action: Action, values: Mapping[str, object], options: Globals) -> int:
     """Do it and print the result; the exit code. Raises GswarmError."""
     bound = action.bind({k: v for k, v in values.items() if v is not None})
+    if options.from_ is not None:
+        _check_past(action)
     if action.destructive and not options.yes and not options.dry_run:
         _confirm(action, bound)
     try:
@@ -43,7 +45,8 @@ def execute(action: Action, values: Mapping[str, object], options: Globals) -> i
 
 
 def _confirm(action: Action, values: Mapping[str, object]) -> None:
-    subject = next((str(values[p.name]) for p in action.parameters if p.positional), "")
+    named = next((values[p.name] for p in action.parameters if p.positional), "")
+    subject = " ".join(map(str, named)) if isinstance(named, list) else str(named)
     if not sys.stdin.isatty():
         raise RefusedError(f"{action.name} {subject} was not confirmed", why=action.effect, next="add --yes")
     sys.stderr.write(f"{action.name} {subject}: {action.effect}. Go on? [y/N] ")
@@ -54,10 +57,6 @@ def _confirm(action: Action, values: Mapping[str, object]) -> None:
 
 async def _execute(action: Action, values: dict[str, object], options: Globals) -> int:
     if action.local:
-        if options.from_ is not None:
-            raise InvalidError(
-                f"{action.name} is about this machine", why="it reads no recording", next="leave out --from"
-            )
         gc.set_threshold(700, 10, 10)  # a host or an agent lives long: Python's own defaults, which __main__ raised
         result = await action.run(None, **values)
         if isinstance(result, int) and not isinstance(result, bool):
@@ -70,15 +69,9 @@ async def _execute(action: Action, values: dict[str, object], options: Globals) 
     async with AsyncExitStack() as stack:
         swarm: Any
         if options.from_ is not None:
-            swarm = await _recording(action, options, stack)
-        elif action.needs_no_host(values):
-            swarm = None
+            swarm = await _recording(options, stack)
         else:
-            from gswarm.swarm import connect
-
-            swarm = await stack.enter_async_context(connect(options.host, token_file=options.token_file))
-            swarm.request_id = options.request_id or uuid.uuid4().hex
-            swarm.dry_run = options.dry_run
+            swarm = await _connected(action.needs_host(values), options, stack)
         result = await _perform(swarm, action, values, options)
         if result is _STREAMED:
             return ExitCode.OK
@@ -86,6 +79,23 @@ async def _execute(action: Action, values: dict[str, object], options: Globals) 
     if left_out := getattr(result, "left_out", 0):
         say(f"{left_out} more rows are not shown; use --limit")
     return ExitCode.OK
+
+
+async def _connected(need: HostNeed, options: Globals, stack: AsyncExitStack) -> Any:
+    """The swarm; None when none is needed, or none is there and it will do without."""
+    if need is HostNeed.NONE:
+        return None
+    from gswarm.swarm import connect
+
+    try:
+        swarm = await stack.enter_async_context(connect(options.host, token_file=options.token_file))
+    except UnreachableError:
+        if need is HostNeed.YES:
+            raise
+        return None
+    swarm.request_id = options.request_id or uuid.uuid4().hex
+    swarm.dry_run, swarm.tell = options.dry_run, say
+    return swarm
 
 
 _STREAMED = object()
@@ -119,20 +129,33 @@ def _moment(swarm: Any, result: Any) -> Any:
     return getattr(result, "time", None) if isinstance(result, list) else getattr(swarm, "time", None)
 
 
-async def _recording(action: Action, options: Globals, stack: AsyncExitStack) -> Any:
-    if not action.read:
-        raise InvalidError(f"{action.name} changes things", why="a recording is the past", next="leave out --from")
-    from gswarm.profiler.recording import Recording
+def _check_past(action: Action) -> None:
+    """Raises InvalidError for what cannot be asked of a recording."""
     from gswarm.profiler.unrecorded import UNRECORDED
 
+    if action.local:
+        raise InvalidError(f"{action.name} is about this machine", why="it reads no recording", next="leave out --from")
+    if not action.read:
+        raise InvalidError(f"{action.name} changes things", why="a recording is the past", next="leave out --from")
     if why := UNRECORDED.get(action.id):
         raise InvalidError(f"no recording answers {action.name}", why=why, next="leave out --from")
+
+
+async def _recording(options: Globals, stack: AsyncExitStack) -> Any:
+    from gswarm.profiler.recording import Recording, parse_at
+    from gswarm.units import clock
+
     assert options.from_ is not None
     recording = await asyncio.to_thread(Recording.open, options.from_)
     stack.callback(recording.close)
     for note in recording.damage:
         say(f"warning: {note}")
-    recording.seek_text(options.at)
+    if options.at is not None:
+        moment = parse_at(options.at, recording.start, recording.end)
+        recording.seek(moment)
+        if abs(moment - recording.time).total_seconds() > 1:
+            edge = "starts" if moment < recording.time else "ends"
+            say(f"{options.at} is outside; {recording.name} {edge} at {clock(recording.time)}, which is shown")
     return recording
 
 

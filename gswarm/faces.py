@@ -353,8 +353,8 @@ class QueueFace:
 
         return await act(self._swarm, list(task), workflow=list(workflow))
 
-    async def retry(self, task: Sequence[str]) -> int:
-        """Put failed or cancelled tasks back to work; prints how many that were."""
+    async def retry(self, task: Sequence[str]) -> builtins.list[Task]:
+        """Put failed or cancelled tasks back to work; shows them, and what was not run because of them."""
         from gswarm.queue.actions import retry as act
 
         return await act(self._swarm, list(task))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -68,14 +69,14 @@ class Reader(Protocol):
 
 
 def parse_filter(text: str) -> cluster_pb2.Filter:
-    """`field=value`, `field!=value` or `field~part`. Raises InvalidError."""
+    """`field=value`, `field!=value` or `field~part`; a column's heading stands for its field. Raises InvalidError."""
     for mark, op in (
         ("!=", cluster_pb2.Filter.OP_NOT_EQUAL),
         ("=", cluster_pb2.Filter.OP_EQUAL),
         ("~", cluster_pb2.Filter.OP_CONTAINS),
     ):
         name, found, value = text.partition(mark)
-        if found and name.isidentifier():
+        if found and re.fullmatch(r"[A-Za-z_][\w/]*", name):
             return cluster_pb2.Filter(field=name, op=op, value=value)
     raise InvalidError(f"{text!r} is no filter", next="write field=value, field!=value or field~part", field="filter")
 
@@ -109,6 +110,8 @@ class Swarm(Faces):
         """When set, the id of the next command's requests: a retry with the same id is answered, not repeated."""
         self.in_host = False
         """Whether this is the host talking to itself for callers elsewhere, whose files these are not."""
+        self.tell: Callable[[str], None] = lambda text: None
+        """Called with what is worth knowing and no error; the command line says it on standard error."""
         self._channel: grpc.aio.Channel | None = None
         self._calls = 0
 

@@ -14,28 +14,32 @@ from gswarm import units
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A heading, how to read a cell from a row as of a moment (ages count to it), and whether it is a number."""
+    """A heading, how to read a cell from a row as of a moment (ages count to it), and whether it is a number.
+
+    `field` is the row's field that is shown, by which a list can then be filtered and sorted; empty: it is made of more.
+    """
 
     heading: str
     read: Callable[[Any, datetime], str]
     is_number: bool = False
+    field: str = ""
 
 
-def _word(name: str) -> Callable[[Any, datetime], str]:
+def _word(heading: str, name: str, is_number: bool = False) -> Column:
     def read(row: Any, _: datetime) -> str:
         value = getattr(row, name)
         return str(value.value if isinstance(value, Enum) else value)
 
-    return read
+    return Column(heading, read, is_number, name)
 
 
-def _size(name: str) -> Callable[[Any, datetime], str]:
-    return lambda row, _: units.size(getattr(row, name))
+def _size(heading: str, name: str) -> Column:
+    return Column(heading, lambda row, _: units.size(getattr(row, name)), True, name)
 
 
-def _known_size(name: str) -> Callable[[Any, datetime], str]:
+def _known_size(heading: str, name: str) -> Column:
     """A size whose 0 means that it is not known yet."""
-    return lambda row, _: units.size(getattr(row, name) or None)
+    return Column(heading, lambda row, _: units.size(getattr(row, name) or None), True, name)
 
 
 def _since(name: str) -> Callable[[Any, datetime], str]:
@@ -92,136 +96,136 @@ def _place(task: Any) -> str:
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "Node": (
-        Column("NAME", _word("name")),
-        Column("STATE", _word("phase")),
-        Column("VERSION", _word("version")),
-        Column("CPUS", _of(lambda n: units.count(n.cpu_count or None)), True),
-        Column("MEMORY", _known_size("memory_bytes"), True),
+        _word("NAME", "name"),
+        _word("STATE", "phase"),
+        _word("VERSION", "version"),
+        Column("CPUS", _of(lambda n: units.count(n.cpu_count or None)), True, "cpu_count"),
+        _known_size("MEMORY", "memory_bytes"),
         Column("BACKENDS", _of(lambda n: _names(n.backends))),
-        Column("DETAIL", _word("detail")),
+        _word("DETAIL", "detail"),
     ),
     "Device": (
-        Column("DEVICE", _word("alias")),
-        Column("KIND", _of(lambda d: "SIM" if d.kind.value == "simulated" else d.kind.value)),
-        Column("NAME", _word("name")),
-        Column("MEMORY", _known_size("memory_bytes"), True),
-        Column("STATE", _word("phase")),
-        Column("ID", _word("id")),
-        Column("DETAIL", _word("detail")),
+        _word("DEVICE", "alias"),
+        Column("KIND", _of(lambda d: "SIM" if d.kind.value == "simulated" else d.kind.value), False, "kind"),
+        _word("NAME", "name"),
+        _known_size("MEMORY", "memory_bytes"),
+        _word("STATE", "phase"),
+        _word("ID", "id"),
+        _word("DETAIL", "detail"),
     ),
     "Event": (
         Column("TIME", _of(lambda e: units.clock(e.time))),
-        Column("SEVERITY", _word("severity")),
-        Column("TYPE", _word("type")),
-        Column("ACTOR", _word("actor")),
-        Column("MESSAGE", _word("message")),
+        _word("SEVERITY", "severity"),
+        _word("TYPE", "type"),
+        _word("ACTOR", "actor"),
+        _word("MESSAGE", "message"),
     ),
     "Alert": (
         Column("SINCE", _of(lambda a: units.clock(a.since))),
-        Column("SEVERITY", _word("severity")),
-        Column("RULE", _word("rule")),
-        Column("WHERE", _word("name")),
+        _word("SEVERITY", "severity"),
+        _word("RULE", "rule"),
+        _word("WHERE", "name"),
         Column("FOR", _since("since"), True),
-        Column("MESSAGE", _word("message")),
+        _word("MESSAGE", "message"),
     ),
     "TokenInfo": (
-        Column("NAME", _word("name")),
-        Column("ROLE", _word("role")),
-        Column("NODE", _word("node")),
+        _word("NAME", "name"),
+        _word("ROLE", "role"),
+        _word("NODE", "node"),
         Column("MADE", _since("created_at")),
     ),
     "Model": (
-        Column("MODEL", _word("name")),
-        Column("SIZE", _known_size("size_bytes"), True),
-        Column("VERSION", _word("default_version")),
+        _word("MODEL", "name"),
+        _known_size("SIZE", "size_bytes"),
+        _word("VERSION", "default_version"),
         Column("KIND", _of(lambda m: "SIM" if m.simulated else m.metadata.get("architecture", "-"))),
         Column("DIGEST", _of(lambda m: (v.digest[:12] if (v := _default_version(m)) and v.digest else "-"))),
         Column("SOURCE", _of(lambda m: v.source if (v := _default_version(m)) else "-")),
     ),
     "Placement": (
         Column("MODEL", _of(lambda p: f"{p.model}@{p.version}")),
-        Column("NODE", _word("node")),
-        Column("STATE", _word("phase")),
-        Column("DONE", _size("bytes_done"), True),
-        Column("OF", _known_size("bytes_total"), True),
-        Column("SHARED", _size("bytes_shared"), True),
-        Column("DETAIL", _word("detail")),
+        _word("NODE", "node"),
+        _word("STATE", "phase"),
+        _size("DONE", "bytes_done"),
+        _known_size("OF", "bytes_total"),
+        _size("SHARED", "bytes_shared"),
+        _word("DETAIL", "detail"),
     ),
     "Service": (
-        Column("SERVICE", _word("name")),
+        _word("SERVICE", "name"),
         Column("MODEL", _of(lambda s: f"{s.model}@{s.version}")),
-        Column("STATE", _word("phase")),
-        Column("NODE", _word("node")),
+        _word("STATE", "phase"),
+        _word("NODE", "node"),
         Column("BACKEND", _of(lambda s: f"{s.backend}{' SIM' if s.simulated else ''}")),
         Column("PORT", _of(lambda s: str(s.bound_port or s.port or "-")), True),
-        Column("TOK/S", _of(lambda s: units.count(s.tokens_per_s)), True),
-        Column("OWNER", _word("owner")),
-        Column("DETAIL", _word("detail")),
+        Column("TOK/S", _of(lambda s: units.count(s.tokens_per_s)), True, "tokens_per_s"),
+        _word("OWNER", "owner"),
+        _word("DETAIL", "detail"),
     ),
     "Chunk": (
-        Column("ID", _word("id")),
+        _word("ID", "id"),
         Column("TYPE", _of(_dtype)),
-        Column("SIZE", _size("size_bytes"), True),
+        _size("SIZE", "size_bytes"),
         Column("REFS", _of(lambda c: str(len(c.holders))), True),
         Column("AGE", _since("created_at"), True),
-        Column("NAME", _word("name")),
+        _word("NAME", "name"),
         Column("WHERE", _of(lambda c: _names([p.node for p in c.locations if p.phase.value == "present"]))),
     ),
     "Workflow": (
-        Column("ID", _word("id")),
-        Column("NAME", _word("name")),
-        Column("STATE", _word("phase")),
+        _word("ID", "id"),
+        _word("NAME", "name"),
+        _word("STATE", "phase"),
         Column("DONE", _of(lambda w: f"{w.done}/{w.tasks}"), True),
-        Column("FAILED", _word("failed"), True),
+        _word("FAILED", "failed", True),
         Column("AGE", _since("created_at"), True),
-        Column("BY", _word("actor")),
+        _word("BY", "actor"),
     ),
     "Task": (
-        Column("TASK", _word("id")),
-        Column("ACTION", _word("action")),
-        Column("TYPE", _word("type")),
-        Column("MODEL", _of(lambda t: t.model or "-")),
-        Column("PRIORITY", _word("priority")),
-        Column("STATE", _word("phase")),
+        _word("TASK", "id"),
+        _word("ACTION", "action"),
+        _word("TYPE", "type"),
+        Column("MODEL", _of(lambda t: t.model or "-"), False, "model"),
+        _word("PRIORITY", "priority"),
+        _word("STATE", "phase"),
         Column("WAIT", _wait, True),
         Column("RAN", _run, True),
         Column("WHERE", _of(_place)),
-        Column("DETAIL", _word("detail")),
+        _word("DETAIL", "detail"),
     ),
     "Block": (
-        Column("MODEL", _word("model")),
-        Column("TASKS", _word("count"), True),
+        _word("MODEL", "model"),
+        _word("TASKS", "count", True),
         Column("START", _of(lambda b: units.clock(b.start))),
         Column("END", _of(lambda b: units.clock(b.end))),
         Column("LOAD", _of(lambda b: units.duration(b.load_s) if b.load_s else "-"), True),
         Column("RUNNING", _of(lambda b: "yes" if b.running else "no")),
-        Column("WHY", _word("reason")),
+        _word("WHY", "reason"),
     ),
     "Session": (
-        Column("SESSION", _word("name")),
-        Column("STATE", _word("phase")),
+        _word("SESSION", "name"),
+        _word("STATE", "phase"),
         Column("INTERVAL", _of(_interval), True),
-        Column("TICKS", _word("ticks"), True),
-        Column("EVENTS", _word("events"), True),
-        Column("SIZE", _size("size_bytes"), True),
+        _word("TICKS", "ticks", True),
+        _word("EVENTS", "events", True),
+        _size("SIZE", "size_bytes"),
         Column("STARTED", _since("started_at"), True),
         Column("NODES", _of(lambda s: _names(s.nodes) if s.nodes else "all")),
         Column("TAGS", _of(lambda s: _names([f"{key}={value}" for key, value in sorted(s.tags.items())]))),
-        Column("DETAIL", _word("detail")),
+        _word("DETAIL", "detail"),
     ),
     "MetricInfo": (
-        Column("METRIC", _word("name")),
+        _word("METRIC", "name"),
         Column("UNIT", _of(lambda m: m.unit or "-")),
-        Column("TYPE", _word("type")),
-        Column("READ", _word("read")),
+        _word("TYPE", "type"),
+        _word("READ", "read"),
         Column("SWITCH", _of(lambda m: m.switch or "-")),
-        Column("SOURCE", _word("source")),
+        _word("SOURCE", "source"),
     ),
     "Outcome": (
-        Column("STRATEGY", _word("strategy")),
+        _word("STRATEGY", "strategy"),
         Column("MAKESPAN", _seconds("makespan_s"), True),
         Column("/BOUND", _of(lambda o: f"{o.ratio:.3f}"), True),
-        Column("LOADS", _word("switches"), True),
+        _word("LOADS", "switches", True),
         Column("LOADING", _seconds("switch_s"), True),
         Column("UTIL", _of(lambda o: f"{o.utilisation:.0%}"), True),
         Column("WAIT P99", _seconds("wait_p99_s"), True),
@@ -253,6 +257,11 @@ def columns(cls: type) -> tuple[Column, ...]:
     if cls.__name__ in COLUMNS:
         return COLUMNS[cls.__name__]
     return tuple(Column(f.name.upper().replace("_", " "), _of(_plain_field(f.name))) for f in dataclasses.fields(cls))
+
+
+def fields(name: str) -> dict[str, str]:
+    """Heading, in small letters, to the field that is shown under it, of a type's columns that show one field each."""
+    return {c.heading.lower(): c.field for c in COLUMNS.get(name, ()) if c.field}
 
 
 def _plain_field(name: str) -> Callable[[Any], str]:
@@ -294,6 +303,9 @@ def detail(row: Any) -> list[tuple[str, str]]:
             value = None
         if value == () and type(row).__name__ == "Session" and item.name in ("nodes", "metrics"):
             value = "all"
+        if value == 0 and type(row).__name__ == "Session" and item.name == "slowest_s":
+            pairs.append(("slowest", "-"))  # a regular session
+            continue
         if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
             pairs += _parts(item.name.replace("_", " "), value)
         else:

@@ -13,20 +13,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gswarm.catalogue import HostNeed
 from gswarm.cluster.types import Severity
+from gswarm.codec import to_plain
+from gswarm.config import state_dir
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.model.types import ServicePhase
-from gswarm.profiler import analysis, history
+from gswarm.profiler import analysis, history, reading, report, tables
 from gswarm.profiler.history import SpanKind
-from gswarm.profiler.reading import located, needs_no_host
+from gswarm.profiler.reading import host_for, located
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Column, Series
 from gswarm.profiler.types import Analysis, DeviceFigures, Session, session_sealed
 from gswarm.queue.types import Workflow, workflow_done
-from gswarm.v1 import common_pb2
+from gswarm.v1 import cluster_pb2, common_pb2
 from tests.support.cluster import cluster, seen
 from tests.support.processes import BIN
 from tests.support.scripted import COLUMNS, Script, Values, at, gpu, lane, mark, service, task, us
+from tests.support.sessions import sealed, session
 
 G0, G1 = "GPU-n1-0", "GPU-n1-1"
 BUSY: Values = {
@@ -188,10 +192,82 @@ def test_idle_while_its_queue_had_ready_tasks(tmp_path: Path) -> None:
     script.state(50.7, lane(G0, running=[1]))
     found = analysed(script)
     assert [d.starved_share for d in found.devices] == [pytest.approx(0.41), 0.0]
-    assert "n1:gpu0 idle 41 % of the time while its queue had ready tasks" in texts(found)
-    assert "n1:gpu1 idle 100 % of the time; no task was ready for it then" in texts(found)
+    assert "n1:gpu0 idle 41 % of the time while ready tasks were queued there" in texts(found)
+    assert "n1:gpu1 idle 100 % of the time; no task was ready there then" in texts(found)
     starved = next(f for f in found.findings if f.subject == "n1:gpu0")
     assert starved.severity is Severity.WARNING and "lane" in starved.evidence
+
+
+def test_what_is_said_of_several_devices_of_a_node_is_said_once(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    names = {node: [gpu(index, node=node, simulated=True) for index in range(11)] for node in ("n1", "n2")}
+    script.state(0, *names["n1"], *names["n2"], everything=True)
+    for node, devices in names.items():
+        schema = script.schema(0, [device.id for device in devices], node=node)
+        for second in range(100):
+            # One works, one works two seconds of the hundred; the others idle.
+            rows: list[Values] = [IDLE] * 11
+            rows[5], rows[7] = BUSY, BUSY if second < 2 else IDLE
+            script.tick(second, schema, rows)
+    found = analysed(script)
+    idle = [f for f in found.findings if "idle" in f.text]
+    assert [f.text for f in idle] == [
+        f"gpu0-gpu4, gpu6-gpu10 of {node} (SIM) idle 98 to 100 % of the time; no task was ready there then"
+        for node in ("n1", "n2")
+    ]
+    first = to_plain(idle[0])
+    assert (first["subject"], first["evidence"]) == ("gpu0-gpu4, gpu6-gpu10 of n1", "gpu_util_percent, lane")
+    shares = {of["device"]: of["share"] for of in first["devices"]}
+    assert len(shares) == 10 and shares["n1:gpu0"] == first["share"] == 1.0
+    assert shares["n1:gpu7"] == pytest.approx(0.98)
+    said = "\n".join(found.lines())
+    assert said.count("gpu0-gpu4, gpu6-gpu10 of n1 (SIM)") == 1 and said.count("n1:gpu7") == 2, "its row in each table"
+    with script.open() as recording:
+        page = "".join(report.pieces(found, recording.series(), history.read(recording)))
+    assert page.count("gpu0-gpu4, gpu6-gpu10 of n1 (SIM) idle") == 1 and "(gpu_util_percent, lane)" in page
+
+
+def test_devices_come_as_people_count_them(tmp_path: Path) -> None:
+    """The ids of GPUs are in no order."""
+    script = Script(tmp_path)
+    devices = [gpu(index) for index in range(12)]
+    for device in devices:
+        device.id = f"GPU-{(device.index * 7) % 12:x}"
+    cpu = cluster_pb2.Device(id="CPU-1", alias="n1:cpu", node="n1", kind=cluster_pb2.DEVICE_KIND_CPU)
+    script.state(0, *devices, cpu, everything=True)
+    schema = script.schema(0, [*(device.id for device in devices), cpu.id])
+    for second in range(20):
+        script.tick(second, schema, [IDLE] * 13)
+    found = reading._analysed(script.write())
+    assert [d.device for d in found.devices] == [*(f"n1:gpu{index}" for index in range(12)), "n1:cpu"]
+    assert found.findings[0].subject == "gpu0-gpu11 of n1"
+    changes = reading._compared(script.directory, script.directory, (), 0.95, 0).changes
+    assert list(dict.fromkeys(c.subject for c in changes)) == [d.device for d in found.devices]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["n1:gpu0"], "n1:gpu0"),
+        (["n1:gpu0", "n1:gpu1"], "gpu0, gpu1 of n1"),
+        (["n1:gpu0", "n1:gpu2", "n1:gpu3", "n1:gpu4"], "gpu0, gpu2-gpu4 of n1"),
+        (["n1:gpu9", "n1:gpu10", "n1:gpu11", "n1:cpu"], "gpu9-gpu11, cpu of n1"),
+        (["GPU-7f", "GPU-70", "GPU-71"], "GPU-7f, GPU-70, GPU-71"),
+        (["n1:gpu0", "n1:gpu00"], "gpu0, gpu00 of n1"),
+    ],
+)
+def test_devices_are_named_in_few_words(names: list[str], told: str) -> None:
+    assert tables.several(names) == told
+
+
+def test_a_node_on_which_next_to_nothing_ran_is_not_uneven(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    script.state(0, gpu(0), gpu(1), everything=True)
+    schema = script.schema(0, [G0, G1])
+    for second in range(100):
+        script.tick(second, schema, [{**IDLE, "gpu_util_percent": 2.0}, IDLE])
+    found = analysed(script)
+    assert found.nodes[0].imbalance == 1 and "uneven" not in texts(found)
 
 
 def test_loads_head_room_errors_and_failures_are_found(tmp_path: Path) -> None:
@@ -239,7 +315,7 @@ def test_models_that_come_and_go_where_more_of_them_would_fit_are_told(tmp_path:
         script.state(start + 10, service("s", "ready", G0, model))
         script.state(start + 29, deleted=[service("s", "ready", G0, model)])
     assert (
-        "n1:gpu0 loaded models 30 % of the time: 3 loads (chat 2, code 1); it never had less than 45G of memory free"
+        "n1:gpu0 loaded models 30 % of the time: 3 loads (chat 2, code 1); never less than 45G of memory free"
     ) in texts(analysed(script))
 
 
@@ -415,13 +491,63 @@ async def test_a_real_session_is_analysed_by_name_by_path_and_from_afar(
     def checked() -> None:
         offline = json.loads(run("profiler", "analyze", stopped.path, "-o", "json"))
         assert offline["ticks"] == stopped.ticks and len(offline["devices"]) == 3
-        for words in (("compare", stopped.path, stopped.path), ("plot", stopped.path, "--term")):
-            assert "n1:gpu0" in run("profiler", *words)
+        assert "gpu0, gpu1 of n1 SIM" in run("profiler", "compare", stopped.path, stopped.path)
+        assert "n1:gpu0" in run("profiler", "plot", stopped.path, "--term")
         assert offline == json.loads(run("--from", stopped.path, "profiler", "analyze", "run", "-o", "json"))
         assert "is no recording" in run("profiler", "analyze", "./nowhere", code=4)
         assert "no host" in run("profiler", "analyze", "run", code=3).lower()
 
     await asyncio.to_thread(checked)
+
+
+async def test_a_name_means_the_hosts_recording_unless_the_copy_here_is_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (away := tmp_path / "away").mkdir()
+    monkeypatch.chdir(away)
+    told: list[str] = []
+
+    def offline(state: str) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": str(BIN), "GSWARM_STATE_DIR": str(tmp_path / state), "HOME": str(tmp_path)}
+        words = [str(BIN / "gswarm"), "profiler", "analyze", "run", "-o", "json"]
+        return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+
+    monkeypatch.setenv("GSWARM_STATE_DIR", str(tmp_path / "state"))
+    async with cluster(state_dir()) as running, running.agent("n1"):
+        swarm = running.swarm
+        swarm.tell = told.append
+
+        await swarm.profiler.start(name="run", interval=0.1)
+        await session(running, "run", lambda s: s.ticks > 3)
+        await swarm.profiler.pull("run")
+        early = (await swarm.profiler.analyze("./run")).ticks
+        assert not told, "a path is what it says"
+        await session(running, "run", lambda s: s.ticks > early + 3)
+        assert (await swarm.profiler.analyze("run")).ticks > early
+        assert "reading run from the host: the copy here does not say that the session had stopped" in told.pop()
+        stopped = await sealed(running, "run")
+        assert (await swarm.profiler.analyze("run")).ticks == stopped.ticks and "from the host" in told.pop()
+        (away / "run").rename(away / "early")
+        await swarm.profiler.pull("run")
+        assert (await swarm.profiler.analyze("run")).ticks == stopped.ticks
+        assert told.pop() == "reading ./run; the host has the same"
+        await swarm.profiler.delete("run")
+        assert (await swarm.profiler.analyze("run")).ticks == stopped.ticks
+        assert told.pop() == "reading ./run; the host has no session of that name"
+        await swarm.profiler.start(name="run", interval=0.1)
+        await session(running, "run", lambda s: s.ticks > 0)
+        assert stopped.stopped_at and (await swarm.profiler.analyze("run")).start > stopped.stopped_at
+        assert "the copy here is of another session of that name" in told.pop()
+    alone = await asyncio.to_thread(offline, "nothing")
+    assert json.loads(alone.stdout)["ticks"] == stopped.ticks
+    assert alone.stderr == "gswarm: reading ./run; no host was asked for a newer one\n"
+    (away / "run").rename(away / "whole")
+    assert (await asyncio.to_thread(offline, "nothing")).returncode == 3
+    kept = await asyncio.to_thread(offline, "state")
+    assert (
+        kept.stderr == f"gswarm: reading {state_dir()}/recordings/run; no host was asked for a newer one\n"
+        and kept.returncode == 0
+    )
 
 
 async def test_names_and_directories_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,9 +556,10 @@ async def test_names_and_directories_are_told_apart(tmp_path: Path, monkeypatch:
     script.state(0, everything=True)
     script.write()
     (tmp_path / "empty").mkdir()
-    assert needs_no_host({"name": "here"}) and needs_no_host({"a": "./x", "b": "/y"})
-    assert not needs_no_host({"name": "run-7"}) and not needs_no_host({"name": "empty"})
-    assert not needs_no_host({"a": "here", "b": "run-7"})
+    assert {host_for({"name": name}) for name in ("./here", "/y", "a/b", ".")} == {HostNeed.NONE}
+    assert host_for({"a": "./x", "b": "here"}) is host_for({"name": "here"}) is HostNeed.IF_THERE
+    assert host_for({"name": "run-7"}) is host_for({"name": "empty"}) is HostNeed.YES
+    assert host_for({"a": "here", "b": "run-7"}) is HostNeed.YES
     async with located(None, "here") as directory:
         assert directory == Path("here")
     with Recording.open(tmp_path / "here") as recording:

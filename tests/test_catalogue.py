@@ -12,6 +12,7 @@ import pytest
 import typer
 from fastapi import FastAPI
 from gswarm_tui.deeds import catalogue as console_entries
+from gswarm_tui.deeds import from_action
 
 from gswarm import facegen, faces, index, net
 from gswarm.catalogue import ROOMS, Action, actions, room_actions
@@ -233,7 +234,10 @@ def test_the_command_line_that_the_console_echoes_does_the_same(
     commands: dict[str, Any], values: dict[str, object]
 ) -> None:
     action = find("model serve")
-    given = parse(commands, action.cli_line(values))
+    deed = from_action(action)
+    line = deed.line(values)
+    given = parse(commands, line)
+    assert deed.parse(shlex.split(line)[3:]) == values, "the console's own command line reads it as well"
     assert action.bind({p.name: given[p.name] for p in action.parameters}) == action.bind(values)
 
 

@@ -99,12 +99,20 @@ def said(swarm: Installation, *words: str, code: int) -> str:
         ("model list --limit -1", "a limit of -1"),
         ("model list --filter nam=3", "Did you mean name?"),
         ("model list --filter nam", "field=value"),
+        ("queue list --filter stat=ready", "Did you mean state?"),
+        ("queue list --filter where=n1", "There are task, action, type, model, priority, state, detail and the fields"),
+        ("queue list --filter state=finished", "phase is never 'finished'. There are: backoff, cancelled"),
+        ("queue list --filter PRIORITY=hgh", "Did you mean high?"),
+        ("queue list --sort stat", "Did you mean state?"),
+        ("model list --filter simulated=yes", "There are: false, true"),
+        ("profiler export --format xml x", "'xml' is not one of"),
         ("model serve", "Missing argument 'name'"),
         ("model annotate sim-7b --set x", "'x' is not key=value"),
         ("token create t superuser", "'viewer'"),
         ("completion tcsh", "bash|zsh|fish"),
         ("--at +12m queue list", "--from"),
         ("--from . --at +12m model serve sim-7b", "changes things"),
+        ("--from . queue cancel 1 2", "queue cancel changes things"),
         ("--from . token list", "no secrets"),
         ("--from . model logs sim-7b", "stays on their nodes"),
         ("--from . logs host", "this machine"),
@@ -170,6 +178,23 @@ def test_every_read_prints_table_json_and_yaml(here: Here, subjects: dict[str, s
         assert len(told["table"].stdout.splitlines()) == len(plain) + 1
     for value in words:
         assert value in told["table"].stdout and value in told["json"].stdout
+
+
+@pytest.mark.parametrize("line", ["node list", "device list", "model placements", "queue list", "queue workflows"])
+def test_what_a_table_shows_under_state_filters_it(here: Here, line: str) -> None:
+    every, words = here.rows(*line.split()), line.split()
+    (phase,) = {str(row["phase"]) for row in every}
+    for name in ("state", "STATE", "phase"):
+        assert here.rows(*words, "--filter", f"{name}={phase}") == every
+        assert here.rows(*words, "--filter", f"{name}!={phase}") == []
+
+
+def test_headings_that_are_no_names_of_fields_filter_too(here: Here) -> None:
+    (gpu,) = here.rows("device", "list", "--filter", "DEVICE=n1:gpu0")
+    assert gpu["id"] == "SIM-n1-0"
+    assert [row["id"] for row in here.rows("queue", "workflows", "--filter", "BY=local", "--filter", "id=w1")] == ["w1"]
+    assert here.rows("model", "services", "--filter", "TOK/S=1") == []
+    assert [row["name"] for row in here.rows("model", "list", "--filter", "size~1", "--sort", "-SIZE")] == ["sim-7b"]
 
 
 def test_times_are_utc_and_what_is_unknown_is_null(here: Here) -> None:
@@ -253,6 +278,10 @@ def test_not_found_is_exit_4_with_the_near_name(here: Here) -> None:
     assert "there is no task 4711" in said(here, "queue", "explain", "4711", code=4)
 
 
+def test_a_metric_that_there_is_not_is_exit_4_with_the_near_name(here: Here) -> None:
+    assert "Did you mean power_mw" in said(here, "profiler", "metrics", "powr_mw", code=4)
+
+
 def test_refused_is_exit_5(here: Here) -> None:
     assert "add --yes" in said(here, "model", "delete", "sim-7b", code=5).lower()
     assert here.json("model", "info", "sim-7b")
@@ -318,7 +347,25 @@ def test_a_cancel_prints_the_tasks_it_cancelled(here: Here) -> None:
     heading, line = here.run("queue", "cancel", "--workflow", made[0]["id"], "--yes").splitlines()
     assert heading.split()[:2] == ["TASK", "ACTION"]
     assert line.split()[0] == str(made[0]["first_task"]) and "cancelled" in line
+    assert "queue cancel 7 8 was not confirmed" in said(here, "queue", "cancel", "7", "8", code=5)
     assert "nothing to cancel" in said(here, "queue", "cancel", "--yes", code=2)
+
+
+def test_switched_sampling_is_told_in_words(here: Here) -> None:
+    assert here.run("profiler", "sampling", "--nvlink", "on") == "1 node told to sample something else\n"
+    assert here.run("profiler", "sampling", "--nvlink", "on") == "0 nodes told to sample something else\n"
+    assert '"changed": 1' in here.run("profiler", "sampling", "--nvlink", "off", "-o", "json")
+
+
+def test_a_retry_prints_the_tasks_it_puts_back_to_work(here: Here) -> None:
+    made = here.json("queue", "submit", "flow.yaml", "--no-wait")
+    assert isinstance(made, list)
+    task = str(made[0]["first_task"])
+    here.run("queue", "cancel", task, "--yes")
+    heading, line = here.run("queue", "retry", task).splitlines()
+    assert heading.split()[:2] == ["TASK", "ACTION"] and line.split()[0] == task and "cancelled" not in line
+    assert "has not failed" in said(here, "queue", "retry", task, code=5)
+    here.run("queue", "cancel", task, "--yes")
 
 
 def test_a_dry_run_refuses_what_would_be_refused(here: Here) -> None:

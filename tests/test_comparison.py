@@ -206,3 +206,20 @@ def test_recordings_with_nothing_in_common_say_so(tmp_path: Path) -> None:
         other = Recorded(found.series(), history.read(found))
     told = comparison.compare(one, other)
     assert not told.changes and "no device and no model in common" in told.lines()[-1]
+
+
+def test_devices_of_a_node_of_which_the_same_can_be_told_share_a_line(tmp_path: Path) -> None:
+    def changed(subject: str, metric: str, detail: str = "") -> Change:
+        verdict = Verdict.UNKNOWN if detail else Verdict.SAME
+        kind = "device" if ":" in subject else "model"
+        return Change(subject, kind, metric, "%", 1.0, 1.0, 0.0, None, None, verdict, detail)
+
+    devices = [f"{node}:gpu{index} SIM" for node in ("n1", "n2") for index in range(8)]
+    changes = [changed(device, metric) for device in devices for metric in ("gpu_util_percent", "power_mw")]
+    changes += [changed(device, "temperature_c", "too short") for device in devices[:3]]
+    changes += [changed("n1:cpu", "gpu_util_percent"), changed("chat", "run_s"), changed("code", "run_s")]
+    said = Comparison("a", "b", 0.95, 1000, 0, tuple(changes)).lines()
+    assert "gpu0-gpu7 of n1 SIM: gpu_util_percent, power_mw" in said
+    assert "gpu0-gpu7 of n2 SIM: gpu_util_percent, power_mw" in said
+    assert "gpu0-gpu2 of n1 SIM: temperature_c (too short)" in said
+    assert {"n1:cpu: gpu_util_percent", "chat: run_s", "code: run_s"} <= set(said)

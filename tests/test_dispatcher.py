@@ -181,7 +181,12 @@ async def test_failed_tasks_can_be_put_back_to_work(running: Cluster, tmp_path: 
         assert tasks["get"].phase is TaskPhase.FAILED and "late" in tasks["get"].detail
         (tmp_path / "late").mkdir()
         (tmp_path / "late" / "weights.bin").write_bytes(b"x" * 100)
-        assert await running.swarm.queue.retry([tasks["get"].id]) == 2
+        ids = [tasks["get"].id, tasks["then"].id]
+        tried = await running.swarm.using(dry_run=True).queue.retry(ids[:1])
+        assert [(t.id, t.phase) for t in tried] == [(ids[0], TaskPhase.FAILED), (ids[1], TaskPhase.FAILED)]
+        again = await running.swarm.queue.retry([*ids, ids[0]])  # all that did not end well, one of them twice
+        assert [t.id for t in again] == ids and not {t.phase for t in again} & {TaskPhase.FAILED, TaskPhase.CANCELLED}
+        assert "2 tasks put back to work" in [e.message for e in await running.swarm.list(Event)]
         tasks = await done(running, asked)
         assert {task.phase for task in tasks.values()} == {TaskPhase.DONE}
         with pytest.raises(GswarmError):

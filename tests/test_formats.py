@@ -104,7 +104,7 @@ def test_a_problem_is_what_the_files_say() -> None:
     assert problem.model.tolist() == [0, 1, 0, 1]
     assert problem.seconds.tolist() == [1.5, 2.0, 0.0, 4.0]
     assert [problem.preds_of(t).tolist() for t in range(4)] == [[], [0], [0, 1], []]
-    assert [problem.succs_of(t).tolist() for t in range(4)] == [[1, 2], [2], [], []]
+    assert (problem.succ_first.tolist(), problem.succs.tolist()) == ([0, 2, 3, 3, 3], [1, 2, 2])
     assert problem.warnings == ()
     assert problem.task_of("r1/a") == 3
     assert problem.name_of(1) == "r0/b"

@@ -120,9 +120,11 @@ def test_ctrl_c_reaches_the_command_once(here: Installation) -> None:
     is_sealed(here, "key")
 
 
-def test_what_cannot_run_leaves_no_session_that_records(here: Installation) -> None:
-    done = here.result("profiler", "run", "--name", "missing", "--", "no-such-command-anywhere")
-    assert done.returncode == 4 and "no command no-such-command-anywhere" in done.stderr
+def test_what_cannot_run_takes_no_name(here: Installation) -> None:
+    for command in ("no-such-command-anywhere", "./tests", "/etc/passwd"):
+        done = here.result("profiler", "run", "--name", "missing", "--", command)
+        assert done.returncode == 4 and f"no command {command} that can be run" in done.stderr
+    assert here.result("profiler", "run", "--name", "missing", "--", "true").returncode == 0
     is_sealed(here, "missing")
     again = here.result("profiler", "run", "--name", "missing", "--", "true")
     assert again.returncode == 5 and "exists" in again.stderr

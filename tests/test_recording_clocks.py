@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gswarm.cluster.types import Node
-from gswarm.profiler.clocks import offsets
-from gswarm.profiler.recorder import HostClock
+from gswarm.host import store
+from gswarm.profiler import history, sessions, worker
+from gswarm.profiler import manifest as manifests
+from gswarm.profiler.clocks import HostClock, offsets
+from gswarm.profiler.history import SpanKind
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.seal import seal
 from gswarm.v1 import cluster_pb2
+from tests.support.cluster import cluster
 from tests.support.recordings import START_US, Journal, schema, shown, tick
+from tests.support.scripted import Script, at, gpu, mark, task, us
+from tests.support.sessions import sealed, session
 
 
 def arrivals(count: int, late_us: int = 3_000) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -123,3 +133,66 @@ def test_a_recorder_goes_on_after_what_is_written(tmp_path: Path) -> None:
     assert clock.now_us() >= before + 3_600_000_000
     clock.after(before)
     assert clock.now_us() >= before + 3_600_000_000
+
+
+@pytest.mark.parametrize("jump_s", [-3600.0, 3600.0])
+def test_what_happens_keeps_its_time_when_the_hosts_clock_is_set(tmp_path: Path, jump_s: float) -> None:
+    script = Script(tmp_path / "run")
+    script.state(0, gpu(0), mark(1, -50, "long ago"), everything=True)
+    waits = {"device": "GPU-n1-0", "ready": 8}
+    script.state(5, mark(2, 5, "before"))
+    script.state(8, task(1, "ready", ready=8))
+    script.ahead_s = jump_s
+    script.state(11, mark(3, 11 + jump_s, "after"))
+    script.state(12, task(1, "running", **waits, started=12 + jump_s))  # type: ignore[arg-type]
+    script.state(20, task(1, "done", **waits, started=12 + jump_s, finished=20 + jump_s))  # type: ignore[arg-type]
+    script.state(21, mark(4, 21 + jump_s, "end"))
+    directory = script.write()
+    for _ in range(2):
+        with Recording.open(directory) as recording:
+            past = history.read(recording)
+            assert [(m.message, m.time) for m in past.marks] == [("before", at(5)), ("after", at(11)), ("end", at(21))]
+            (ran,) = past.of(SpanKind.TASK)
+            assert (ran.start_us, ran.end_us, ran.wait_s) == (us(12), us(20), 4.0)
+        manifests.adopt(directory)
+        seal(directory)
+
+
+@pytest.mark.parametrize("jump_s", [-3600, 3600])
+async def test_a_session_goes_on_when_the_hosts_clock_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: int
+) -> None:
+    """The clock that host and agent ask is set by an hour while they run; gRPC's deadlines keep the machine's."""
+    monkeypatch.setenv("GSWARM_STATE_DIR", str(tmp_path))
+    ahead_s, time_ns, seconds = [0], time.time_ns, time.time
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(seconds=ahead_s[0])
+
+    monkeypatch.setattr(time, "time_ns", lambda: time_ns() + ahead_s[0] * 1_000_000_000)
+    ticking = SimpleNamespace(
+        time=lambda: seconds() + ahead_s[0], time_ns=lambda: time.time_ns(), monotonic=time.monotonic
+    )
+    monkeypatch.setattr(worker, "time", ticking)
+    for module in (store, sessions):
+        monkeypatch.setattr(module, "datetime", Clock)
+    async with cluster(tmp_path) as running, running.agent("n1"):
+        await running.swarm.profiler.start(name="set", interval=0.1)
+        await running.swarm.profiler.mark("before")
+        told = await session(running, "set", lambda s: s.ticks >= 10)
+        ahead_s[0] = jump_s
+        await running.swarm.profiler.mark("after")
+        await session(running, "set", lambda s: s.ticks >= told.ticks + 20)
+        stopped = await sealed(running, "set")
+        found = await running.swarm.profiler.analyze("set")
+        with Recording.open(Path(stopped.path)) as recording:
+            past = history.read(recording)
+            moments = [mark.time for mark in past.marks if mark.time is not None]
+            (gpu0,) = [one for one in recording.series(["power_mw"]) if not past.is_cpu(one.device)]
+    assert [mark.message for mark in past.marks] == ["before", "after"]
+    assert found.start <= moments[0] < moments[1] <= found.end
+    assert (found.end - found.start).total_seconds() < 600, "no hour is made or lost"
+    assert len(gpu0.times_us) == found.ticks >= 30 and (np.diff(gpu0.times_us) < 10_000_000).all()
+    assert all(device.gaps_s < 10 for device in found.devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from gswarm.alert.rules import Rule, When
 from gswarm.alert.types import Alert
 from gswarm.catalogue import Action, actions
+from gswarm.cli import run
 from gswarm.cluster.types import Severity
 from gswarm.codec import to_plain
 from gswarm.config import Config
@@ -19,6 +21,7 @@ from gswarm.profiler.unrecorded import UNRECORDED
 from gswarm.queue.types import workflow_done
 from gswarm.swarm import Swarm
 from tests.support.cluster import PORTS, Cluster, cluster, seen
+from tests.support.recordings import a_run
 from tests.support.sessions import sealed, session
 
 READS = [action for action in actions() if action.read and not action.local]
@@ -112,3 +115,20 @@ async def test_a_recording_answers_every_read_as_the_host_did(tmp_path: Path, mo
                 values = {p.name: "run" for p in action.parameters if p.required}
                 options = {"term": True} if action.id == "profiler.plot" else {}
                 assert await action.run(recording, **values, **options), action.id
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("+30s", ""),
+        ("+1h", r"\+1h is outside; made ends at .*, which is shown"),
+        ("2020-01-01T00:00:00Z", "2020-01-01T00:00:00Z is outside; made starts at .*, which is shown"),
+    ],
+)
+def test_a_time_outside_of_a_recording_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str, told: str
+) -> None:
+    a_run(tmp_path / "made", 60).write()
+    assert run(["--from", str(tmp_path / "made"), "--at", asked, "node", "list"]) == 0
+    out, err = capsys.readouterr()
+    assert "n0" in out and re.fullmatch(f"gswarm: {told}\n" if told else "", err)

@@ -186,6 +186,8 @@ async def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_pa
         await actions.report(None, name, out=tmp_path / "no" / "x.html")  # type: ignore[arg-type]
     with pytest.raises(InvalidError, match="is no file"):
         await actions.report(None, name, out=tmp_path, force=True)  # type: ignore[arg-type]
+    with pytest.raises(InvalidError, match="is no file"):
+        await actions.export(None, name, out=Path("-"))  # type: ignore[arg-type]
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidError, match="is no file"):
         await actions.export(None, name, out=tmp_path / "pipe", force=True)  # type: ignore[arg-type]

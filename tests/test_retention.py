@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -81,6 +82,24 @@ async def test_recordings_without_a_session_are_taken_up(tmp_path: Path, monkeyp
         assert whole.ticks == 60 and torn.ticks == 59 and "belong to no whole record" in torn.detail
         assert {s.name for s in await running.swarm.profiler.list()} == {"whole", "torn"}
     assert json.loads((root / "noise" / "manifest.json").read_text()) == {}
+
+
+async def test_what_is_taken_up_is_as_old_as_its_newest_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording that a crash cut off does not say when it stopped; it must not be deleted for that."""
+    from tests.support.recordings import a_run
+
+    monkeypatch.setenv("GSWARM_STATE_DIR", str(tmp_path))
+    root = tmp_path / "recordings"
+    a_run(root / "yesterday", 30).write()
+    for path in a_run(root / "once", 30).write().iterdir():
+        os.utime(path, (1.7e9, 1.7e9))
+    async with cluster(tmp_path) as running:
+        for name in ("yesterday", "once"):
+            await session(running, name, lambda s: s.phase is SessionPhase.SEALED)
+        await retention.expire(running.context.store, root, ProfilerConfig(keep_days=30))
+        (kept,) = await running.swarm.profiler.list()
+        assert kept.name == "yesterday" and not (root / "once").exists()
+        assert kept.stopped_at is not None and datetime.now(UTC) - kept.stopped_at < timedelta(days=1)
 
 
 async def test_a_deletion_that_a_crash_cut_short_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,9 +228,9 @@ def test_reading_the_state_imports_nothing_heavy(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from gswarm.cluster.types import Node
-        from gswarm.profiler.recording import Recording
+        from gswarm.profiler.recording import Recording, parse_at
         with Recording.open(Path(sys.argv[1])) as recording:
-            recording.seek_text("+30s")
+            recording.seek(parse_at("+30s", recording.start, recording.end))
             assert recording.rows(Node) and recording.counts() == (120, 13), recording.counts()
         assert not {"numpy", "pyarrow", "pandas"} & set(sys.modules)
     """

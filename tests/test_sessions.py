@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
@@ -20,6 +21,7 @@ from gswarm.host.store import Transaction
 from gswarm.profiler import history, recorder
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.journal import Record, Writer, scan
+from gswarm.profiler.recorder import Recorder
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.simulated import SimulatedDevice
 from gswarm.profiler.types import Session, SessionPhase
@@ -151,6 +153,35 @@ async def test_marks_are_moments_and_spans(running: Cluster) -> None:
         ("begin", "epoch 2"), ("end", "epoch 2"), ("begin", "epoch 3"), ("end", "epoch 3"),
     ]  # fmt: skip
     assert [events[3].cause, events[5].cause, events[7].cause] == [events[1].id, events[4].id, events[6].id]
+
+
+async def test_a_mark_says_anything_on_one_line(running: Cluster) -> None:
+    for text in ("epoch 3/10", "loss → 0.2 (lr 1e-4)", "x" * 200):
+        await running.swarm.profiler.mark(text)
+    for text in ("", " ", "two\nlines", "\x1b[31m", "x" * 201):
+        with pytest.raises(InvalidError, match="cannot be a mark"):
+            await running.swarm.profiler.mark(text)
+    told = [e.message for e in await running.swarm.list(Event, filters=("type=profiler.mark",))]
+    assert len(told) == 3 and "epoch 3/10" in told
+
+
+async def test_a_mark_right_after_the_start_is_in_it(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked, opening = threading.Event(), Recorder._open
+
+    def slowly(self: Recorder) -> None:
+        marked.wait(20)
+        opening(self)
+
+    monkeypatch.setattr(Recorder, "_open", slowly)
+    await running.swarm.profiler.mark("of before")
+    started = await running.swarm.profiler.start(name="marked")
+    await running.swarm.profiler.mark("begin")
+    marked.set()
+    await session(running, "marked", lambda s: s.size_bytes > 0)
+    stopped = await sealed(running, "marked")
+    with Recording.open(Path(stopped.path)) as recording:
+        assert recording.start == started.started_at
+        assert [e.message for e in recording.events() if e.type == "profiler.mark"] == ["begin"]
 
 
 async def test_it_stops_by_itself_after_its_time(running: Cluster) -> None:

@@ -179,10 +179,10 @@ async def test_a_list_says_what_it_left_out_in_the_order_asked_for(tmp_path: Pat
 
 async def test_unknown_fields_are_refused_before_anything_is_sent(tmp_path: Path) -> None:
     wanted = cluster_pb2.WatchRequest(
-        kinds=[common_pb2.KIND_NODE], filters=[cluster_pb2.Filter(field="cpus", op=EQUAL, value="1")]
+        kinds=[common_pb2.KIND_NODE], filters=[cluster_pb2.Filter(field="cores", op=EQUAL, value="1")]
     )
     async with a_store(tmp_path) as store:
-        with pytest.raises(InvalidError, match="cpus"):
+        with pytest.raises(InvalidError, match="cores"):
             Watcher(store, SampleHub(), wanted)
 
 

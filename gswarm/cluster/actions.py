@@ -10,7 +10,7 @@ from gswarm.cluster.types import Device, Event, HostStatus, Listing, MadeToken, 
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
 
-FILTER = "field=value, field!=value or field~part; repeat to narrow"
+FILTER = "field=value, field!=value or field~part, by column or by name in JSON; repeat to narrow"
 
 
 @action("", "status", read=True)

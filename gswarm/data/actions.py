@@ -70,7 +70,9 @@ async def get(
 async def list_(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc("field=value, field!=value or field~part; repeat to narrow")] = [],  # noqa: B006
+    filter: Annotated[
+        list[str], Doc("field=value, field!=value or field~part, by column or by name in JSON; repeat to narrow")
+    ] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "-created_at",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Chunk]:

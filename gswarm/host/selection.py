@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -12,6 +13,7 @@ from gswarm.errors import InvalidError
 from gswarm.kinds import BY_KIND
 from gswarm.names import near
 from gswarm.v1 import cluster_pb2
+from gswarm.views import fields
 
 Value = str | int | float | bool
 
@@ -23,15 +25,23 @@ def enum_word(descriptor: Any, number: int) -> str:
     return str(value.name).removeprefix(prefix).lower() if value else str(number)
 
 
-def field_reader(cls: type[Message], name: str) -> Callable[[Message], Value | tuple[Value, ...]]:
+def _field(cls: type[Message], name: str, option: str) -> Any:
+    """A field by its name or by the heading of its column, in any case. Raises InvalidError with near names."""
+    known, headings = cls.DESCRIPTOR.fields_by_name, fields(cls.DESCRIPTOR.name)
+    word = name.lower()
+    found = known.get(name) or known.get(headings.get(word, word))
+    if found is None:
+        told = near(word, [*known, *headings]) or f"there are {', '.join(headings)} and the fields of --output json"
+        raise InvalidError(f"a {cls.DESCRIPTOR.name.lower()} has no field {name!r}", next=told, field=option)
+    return found
+
+
+def field_reader(
+    cls: type[Message], name: str, option: str = "filter"
+) -> Callable[[Message], Value | tuple[Value, ...]]:
     """A function that reads one field as something comparable. Raises InvalidError with near names."""
-    descriptor = cls.DESCRIPTOR.fields_by_name.get(name)
-    if descriptor is None:
-        raise InvalidError(
-            f"a {cls.DESCRIPTOR.name.lower()} has no field {name!r}",
-            next=near(name, cls.DESCRIPTOR.fields_by_name),
-            field="filter",
-        )
+    descriptor = _field(cls, name, option)
+    name = descriptor.name
     enum = descriptor.enum_type
 
     def plain(value: object) -> Value:
@@ -59,9 +69,26 @@ def predicate(kind: int, filters: Sequence[cluster_pb2.Filter]) -> Callable[[Mes
     cls = BY_KIND[kind].message
     tests: list[Callable[[Message], bool]] = []
     for wanted in filters:
-        read = field_reader(cls, wanted.field)
-        tests.append(_test(read, wanted.op, wanted.value))
+        if wanted.op in (cluster_pb2.Filter.OP_EQUAL, cluster_pb2.Filter.OP_NOT_EQUAL):
+            _check_value(_field(cls, wanted.field, "filter"), wanted.value)
+        tests.append(_test(field_reader(cls, wanted.field), wanted.op, wanted.value))
     return lambda message: all(test(message) for test in tests)
+
+
+def _check_value(field: Any, value: str) -> None:
+    """Raises InvalidError for a word that the field never has: no rows would say that there are none now."""
+    if field.enum_type is not None:
+        words = [enum_word(field.enum_type, number) for number in sorted(field.enum_type.values_by_number) if number]
+    elif field.type == FieldDescriptor.TYPE_BOOL:
+        words = ["true", "false"]
+    else:
+        return
+    if value not in (*words, "unknown"):
+        raise InvalidError(
+            f"{field.name} is never {value!r}",
+            next=near(value, words) or f"there are: {', '.join(words)}",
+            field="filter",
+        )
 
 
 def _test(
@@ -89,7 +116,7 @@ def sort_key(kind: int, sort: str) -> tuple[Callable[[Message], tuple[object, ..
     name = sort.removeprefix("-") or info.key_field
     if not name:
         return (lambda _: ()), False
-    read = field_reader(info.message, name)
+    read = field_reader(info.message, name, "sort")
 
     def key(message: Message) -> tuple[object, ...]:
         value = read(message)

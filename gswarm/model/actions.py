@@ -12,7 +12,7 @@ from gswarm.model.types import Model, Placement, Service
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
 
-FILTER = "field=value, field!=value or field~part; repeat to narrow"
+FILTER = "field=value, field!=value or field~part, by column or by name in JSON; repeat to narrow"
 
 
 @action("model", "list", read=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from gswarm.catalogue import Doc, Ref, Short, action
 from gswarm.cluster.types import Listing
-from gswarm.errors import InvalidError
+from gswarm.errors import InvalidError, NotFoundError
 from gswarm.profiler.types import (
     Analysis,
     Comparison,
@@ -24,7 +24,7 @@ from gswarm.profiler.types import (
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
 
-_OFFLINE = "gswarm.profiler.reading:needs_no_host"
+_HOST_FOR = "gswarm.profiler.reading:host_for"
 
 
 @action("profiler", "start", key="n", effect="records metrics and everything that happens")
@@ -80,7 +80,9 @@ async def stop(swarm: Swarm, name: Annotated[str, Ref("session"), Doc("name of t
 async def list_(
     swarm: Swarm,
     *,
-    filter: Annotated[list[str], Doc("field=value, field!=value or field~part; repeat to narrow")] = [],  # noqa: B006
+    filter: Annotated[
+        list[str], Doc("field=value, field!=value or field~part, by column or by name in JSON; repeat to narrow")
+    ] = [],  # noqa: B006
     sort: Annotated[str, Doc("field to sort by, - before it for descending")] = "-started_at",
     limit: Annotated[int, Doc("rows at most")] = 200,
 ) -> Listing[Session]:
@@ -222,7 +224,7 @@ async def delete(swarm: Swarm, name: Annotated[str, Ref("session"), Doc("name of
     await swarm.call(profiler_pb2.DeleteSessionRequest(name=name))
 
 
-@action("profiler", "export", key="E", read=True, effect="writes the samples to a file", offline=_OFFLINE)
+@action("profiler", "export", key="E", read=True, effect="writes the samples to a file", host_for=_HOST_FOR)
 async def export(
     swarm: Swarm,
     name: Annotated[str, Ref("session"), Doc("name of the session, or a recording's directory")],
@@ -255,13 +257,18 @@ async def metrics(
         gswarm profiler metrics
         gswarm profiler metrics pcie --output json
     """
+    from gswarm.names import near
     from gswarm.profiler.metrics import METRICS
 
-    return [
+    found = [
         MetricInfo(m.name, m.unit, m.type.value, m.cadence.value, f"--{m.group.value}" if m.group else "", m.source)
         for m in METRICS
         if part in m.name
     ]
+    if not found:
+        told = near(part, [m.name for m in METRICS])
+        raise NotFoundError(f"no metric has {part!r} in its name", next=told, field="part")
+    return found
 
 
 @action("profiler", "topology", read=True)
@@ -309,7 +316,7 @@ async def sampling(
     return Sampling(response.changed, response.revision)
 
 
-@action("profiler", "analyze", key="a", read=True, offline=_OFFLINE)
+@action("profiler", "analyze", key="a", read=True, host_for=_HOST_FOR)
 async def analyze(
     swarm: Swarm,
     name: Annotated[str, Ref("session"), Doc("name of the session, or a recording's directory")],
@@ -327,7 +334,7 @@ async def analyze(
     return await analyse(swarm, name)
 
 
-@action("profiler", "compare", read=True, offline=_OFFLINE)
+@action("profiler", "compare", read=True, host_for=_HOST_FOR)
 async def compare(
     swarm: Swarm,
     a: Annotated[str, Ref("session"), Doc("name of a session, or a recording's directory")],
@@ -350,7 +357,7 @@ async def compare(
     return await work(swarm, a, b, metrics=metric, confidence=confidence, seed=seed)
 
 
-@action("profiler", "plot", key="p", read=True, effect="draws a picture into a file", offline=_OFFLINE)
+@action("profiler", "plot", key="p", read=True, effect="draws a picture into a file", host_for=_HOST_FOR)
 async def plot(
     swarm: Swarm,
     name: Annotated[str, Ref("session"), Doc("name of the session, or a recording's directory")],
@@ -374,7 +381,7 @@ async def plot(
     return await draw(swarm, name, metrics=metric, devices=device, out=out, term=term, force=force)
 
 
-@action("profiler", "report", key="R", read=True, effect="writes a page about the recording", offline=_OFFLINE)
+@action("profiler", "report", key="R", read=True, effect="writes a page about the recording", host_for=_HOST_FOR)
 async def report(
     swarm: Swarm,
     name: Annotated[str, Ref("session"), Doc("name of the session, or a recording's directory")],

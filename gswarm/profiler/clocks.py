@@ -1,7 +1,8 @@
-"""One time axis for many nodes: the offset of each node's clock from the host's, told from when its ticks arrived."""
+"""One time axis for many clocks: the offset of each node's from when its ticks arrived, and jumps of the host's own."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,6 +19,31 @@ CONFIRMED = 3
 """So many ticks in a row must be late by the same amount before the clock, not the network, is held to be it."""
 WINDOW = 64
 """Ticks of which the fastest tells the offset; short enough to follow a clock that drifts."""
+
+
+HOST_JUMP_US = 5_000_000
+"""The host stamps a change, then commits and records it: what is further apart than this is no slow disk."""
+
+
+class HostClock:
+    """Host time that never goes back, whatever is done to the machine's clock; microseconds since the epoch."""
+
+    def __init__(self) -> None:
+        self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+
+    def now_us(self) -> int:
+        """Now."""
+        return time.monotonic_ns() // 1000 + self._offset_us
+
+    def after(self, time_us: int) -> None:
+        """Go on after what an earlier run of the host wrote, also when the clock was set back meanwhile."""
+        self._offset_us += max(0, time_us - self.now_us())
+
+
+def host_offset(recorded_us: int, stamped_us: int) -> int:
+    """What to add to the host's stamps of a change to have them on the recording's axis, which its clock does not move."""
+    apart = recorded_us - stamped_us
+    return apart if abs(apart) > HOST_JUMP_US else 0
 
 
 def offsets(

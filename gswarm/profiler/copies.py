@@ -30,7 +30,7 @@ async def pull_to(swarm: Swarm | Recording, name: str, out: Path | None) -> Pull
     if await asyncio.to_thread(target.exists):
         raise RefusedError(f"{target} exists", next="name another directory with --out", field="out")
     part = target.with_name(f".{target.name}.part")
-    await asyncio.to_thread(_make_anew, part)
+    await asyncio.to_thread(_make_anew, part, target)
     try:
         await pull(swarm, name, part)
         files, size = await asyncio.to_thread(_settle, part, target)
@@ -39,14 +39,12 @@ async def pull_to(swarm: Swarm | Recording, name: str, out: Path | None) -> Pull
     return Pulled(str(target), files, size)
 
 
-def _make_anew(directory: Path) -> None:
+def _make_anew(directory: Path, target: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     try:
         directory.mkdir(mode=0o700, parents=True)
     except OSError as error:
-        raise InvalidError(
-            f"cannot make {directory}", why=(error.strerror or str(error)).lower(), field="out"
-        ) from None
+        raise InvalidError(f"cannot make {target}", why=(error.strerror or str(error)).lower(), field="out") from None
 
 
 def _settle(part: Path, target: Path) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,8 +13,8 @@ from gswarm import units
 from gswarm.cluster.types import Severity
 from gswarm.profiler.history import History, SpanKind
 from gswarm.profiler.series import Series
-from gswarm.profiler.tables import counted
-from gswarm.profiler.types import DeviceFigures, Finding, ModelFigures, NodeFigures
+from gswarm.profiler.tables import counted, several
+from gswarm.profiler.types import DeviceFigures, DeviceShare, Finding, ModelFigures, NodeFigures
 
 STARVED_ABOVE = 0.05
 IDLE_ABOVE = 0.5
@@ -23,6 +24,8 @@ MORE_FITS_ABOVE = 0.25
 """Of a device's memory, free all the time while models came and went: more of them might have stayed."""
 HEAD_ROOM_BELOW = 0.05
 IMBALANCE_ABOVE = 0.25
+USED_ABOVE = 5.0
+"""Mean utilisation of the busiest device, in percent: below it nothing is done that could be uneven."""
 GAP_ABOVE_S = 5.0
 SMS_BELOW = 0.5
 """Of the utilisation that a device claims, what its SMs do at least when it is really used."""
@@ -37,7 +40,7 @@ def find(
 ) -> tuple[Finding, ...]:
     """All findings, the gravest first, then those that cost the most time."""
     found = [
-        *(finding for device in devices for finding in _device(device, history)),
+        *_together(said for device in devices for said in _device(device, history)),
         *(finding for node in nodes for finding in _node(node, devices)),
         *(finding for one in series for finding in _errors(one, history)),
         *(finding for model in models for finding in _model(model)),
@@ -56,35 +59,81 @@ def _name(device: DeviceFigures) -> str:
     return f"{device.device}{' (SIM)' if device.kind == 'SIM' else ''}"
 
 
-def _device(device: DeviceFigures, history: History) -> Iterator[Finding]:
-    warn, name, free = Severity.WARNING, _name(device), _head_room(device)
-    if device.starved_share is not None and device.starved_share > STARVED_ABOVE:
-        text = f"{name} idle {percent(device.starved_share)} of the time while its queue had ready tasks"
-        if device.loading_share > STARVED_ABOVE:
-            text += f"; a model was being loaded on it {percent(device.loading_share)} of the time"
-        yield Finding(warn, device.device, text, "gpu_util_percent, lane", device.starved_share)
-    elif device.idle_share is not None and device.idle_share > IDLE_ABOVE:
-        why = "no task was ready for it then" if not device.starved_share else "mostly without a task ready for it"
-        text = f"{name} idle {percent(device.idle_share)} of the time; {why}"
-        yield Finding(Severity.INFO, device.device, text, "gpu_util_percent, lane", device.idle_share)
-    if device.loading_share > LOADING_ABOVE:
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What is found of one device, in words and shares from 0 to 1; others may have the same said of them."""
+
+    severity: Severity
+    device: DeviceFigures
+    parts: tuple[str | float, ...]
+    evidence: str
+    share: float | None = None
+    """Of the sampled time."""
+
+    @property
+    def like(self) -> tuple[object, ...]:
+        """The same for devices that share a line: only their shares may differ."""
+        words = tuple(part if isinstance(part, str) else None for part in self.parts)
+        return self.device.node, self.device.kind, self.severity, words
+
+
+def _together(said: Iterable[_Said]) -> Iterator[Finding]:
+    """One finding for all devices of a node of which the same is said."""
+    alike: dict[tuple[object, ...], list[_Said]] = {}
+    for one in said:
+        alike.setdefault(one.like, []).append(one)
+    for group in alike.values():
+        first = group[0]
+        subject = several([one.device.device for one in group])
+        told = [
+            part if isinstance(part, str) else _between([one.parts[place] for one in group])
+            for place, part in enumerate(first.parts)
+        ]
+        yield Finding(
+            first.severity,
+            subject,
+            f"{subject}{' (SIM)' if first.device.kind == 'SIM' else ''} {''.join(told)}",
+            first.evidence,
+            max((one.share for one in group if one.share is not None), default=None),
+            tuple(DeviceShare(one.device.device, one.share) for one in group),
+        )
+
+
+def _between(shares: Sequence[str | float]) -> str:
+    known = sorted(part for part in shares if not isinstance(part, str))
+    least, most = percent(known[0]), percent(known[-1])
+    return most if least == most else f"{least.removesuffix(' %')} to {most}"
+
+
+def _device(device: DeviceFigures, history: History) -> Iterator[_Said]:
+    warn, free, loading = Severity.WARNING, _head_room(device), device.loading_share
+    if (starved := device.starved_share) is not None and starved > STARVED_ABOVE:
+        parts: tuple[str | float, ...] = ("idle ", starved, " of the time while ready tasks were queued there")
+        if loading > STARVED_ABOVE:
+            parts += ("; a model was being loaded ", loading, " of the time")
+        yield _Said(warn, device, parts, "gpu_util_percent, lane", starved)
+    elif (idle := device.idle_share) is not None and idle > IDLE_ABOVE:
+        why = "no task was ready there then" if not starved else "mostly without a task ready there"
+        yield _Said(Severity.INFO, device, ("idle ", idle, f" of the time; {why}"), "gpu_util_percent, lane", idle)
+    if loading > LOADING_ABOVE:
         counts = Counter(span.model for span in history.of(SpanKind.SERVICE, device.id, "loading"))
         told = ", ".join(f"{model} {count}" for model, count in counts.most_common(3))
-        text = f"{name} loaded models {percent(device.loading_share)} of the time: {counted(device.loads, 'load')} ({told})"
+        text = f" of the time: {counted(device.loads, 'load')} ({told})"
         if device.loads > 1 and free > MORE_FITS_ABOVE:
-            text += f"; it never had less than {units.size(device.head_room_bytes)} of memory free"
-        yield Finding(warn, device.device, text, "service, memory_used_bytes", device.loading_share)
-    if device.throttled_share is not None and device.throttled_share > THROTTLED_ABOVE:
-        told = ", ".join(f"{t.reason} {percent(t.share)}" for t in device.throttled)
-        text = f"{name} throttled {percent(device.throttled_share)} of the time: {told}"
-        yield Finding(warn, device.device, text, "clock_event_reasons", device.throttled_share)
+            text += f"; never less than {units.size(device.head_room_bytes)} of memory free"
+        yield _Said(warn, device, ("loaded models ", loading, text), "service, memory_used_bytes", loading)
+    if (throttled := device.throttled_share) is not None and throttled > THROTTLED_ABOVE:
+        parts = ("throttled ", throttled, " of the time")
+        for place, reason in enumerate(device.throttled):
+            parts += (f"{', ' if place else ': '}{reason.reason} ", reason.share)
+        yield _Said(warn, device, parts, "clock_event_reasons", throttled)
     if 0 <= free < HEAD_ROOM_BELOW and device.kind != "CPU":
-        text = f"{name} had {units.size(device.head_room_bytes)} of memory free when it was fullest ({percent(free)})"
-        yield Finding(warn, device.device, text, "memory_used_bytes")
+        text = f"had {units.size(device.head_room_bytes)} of memory free when it was fullest ("
+        yield _Said(warn, device, (text, free, ")"), "memory_used_bytes")
     yield from _half_used(device)
     if device.gaps_s > GAP_ABOVE_S:
-        text = f"{name} has no samples for {units.duration(device.gaps_s)} in between; figures are of the rest"
-        yield Finding(warn, device.device, text, "samples")
+        text = f"has no samples for {units.duration(device.gaps_s)} in between; figures are of the rest"
+        yield _Said(warn, device, (text,), "samples")
 
 
 def _head_room(device: DeviceFigures) -> float:
@@ -95,14 +144,14 @@ def _head_room(device: DeviceFigures) -> float:
     return max(0.0, device.head_room_bytes / total.max)
 
 
-def _half_used(device: DeviceFigures) -> Iterator[Finding]:
+def _half_used(device: DeviceFigures) -> Iterator[_Said]:
     """NVML's utilisation is the time with any kernel at all; what the SMs did says how much of the device that was."""
     claimed, active = device.figures("gpu_util_percent"), device.figures("sm_active_percent")
     if claimed is None or active is None or claimed.mean is None or active.mean is None:
         return
     if claimed.mean > 50 and active.mean < SMS_BELOW * claimed.mean:
-        text = f"{_name(device)} was busy {claimed.mean:.0f} % on average, but its SMs were active {active.mean:.0f} %"
-        yield Finding(Severity.WARNING, device.device, text, "gpu_util_percent, sm_active_percent")
+        parts = ("was busy ", claimed.mean / 100, " on average, but its SMs were active ", active.mean / 100)
+        yield _Said(Severity.WARNING, device, parts, "gpu_util_percent, sm_active_percent")
 
 
 def _node(node: NodeFigures, devices: Sequence[DeviceFigures]) -> Iterator[Finding]:
@@ -114,6 +163,8 @@ def _node(node: NodeFigures, devices: Sequence[DeviceFigures]) -> Iterator[Findi
         if d.node == node.node and d.kind != "CPU" and (f := d.figures("gpu_util_percent")) and f.mean is not None
     }
     most, least = max(means, key=lambda d: means[d]), min(means, key=lambda d: means[d])
+    if means[most] < USED_ABOVE:
+        return
     text = (
         f"{node.node} is uneven by {percent(node.imbalance)}: {most} was at {means[most]:.0f} % on average, "
         f"{least} at {means[least]:.0f} %"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -14,8 +15,9 @@ from gswarm.cluster.types import Device, DeviceKind, Event
 from gswarm.codec import from_proto
 from gswarm.kinds import BY_KIND, body_of
 from gswarm.model.types import Placement, PlacementPhase, Service, ServicePhase
+from gswarm.profiler.clocks import host_offset
 from gswarm.profiler.journal import Record
-from gswarm.profiler.series import Times
+from gswarm.profiler.series import Series, Times
 from gswarm.queue.types import Lane, Task, TaskPhase
 from gswarm.v1 import cluster_pb2
 
@@ -105,6 +107,12 @@ class History:
         found = self.devices.get(device)
         return found.alias if found is not None and found.alias else device
 
+    def in_order(self, series: Iterable[Series]) -> tuple[Series, ...]:
+        """Devices as people count them: by node, gpu2 before gpu10, the processor last; ids of GPUs are in no order."""
+        return tuple(
+            sorted(series, key=lambda one: (one.node, self.is_cpu(one.device), natural(self.label(one.device))))
+        )
+
     def is_simulated(self, device: str) -> bool:
         """Whether it exists only as numbers."""
         found = self.devices.get(device)
@@ -124,6 +132,11 @@ class History:
         ]
 
 
+def natural(name: str) -> tuple[tuple[str, int], ...]:
+    """A key that sorts the numbers in names as numbers."""
+    return tuple((stem, int(digits or 0)) for stem, digits in re.findall(r"(\D*)(\d*)", name))
+
+
 def read(recording: Recording) -> History:
     """Walk the recorded changes once."""
     walk = _Walk(_us(recording.start))
@@ -137,7 +150,7 @@ def read(recording: Recording) -> History:
         if kind is Record.LIST and has_list:
             continue  # a seek point: nothing that the changes have not said
         has_list = has_list or kind is Record.LIST
-        walk.take(cluster_pb2.WatchResponse.FromString(payload), time_us)
+        walk.take(kind, cluster_pb2.WatchResponse.FromString(payload), time_us)
     end = _us(recording.end)
     events = tuple(recording.events())
     return History(
@@ -182,16 +195,21 @@ class _Walk:
 
     start_us: int
     devices: dict[str, Device] = field(default_factory=dict)
+    _offset: int = 0
+    """What brings the host's stamps of now to the recording's time."""
     _open: dict[tuple[SpanKind, str], Span] = field(default_factory=dict)
     _closed: list[Span] = field(default_factory=list)
-    _ready: set[str] = field(default_factory=set)
+    _ready: dict[str, int] = field(default_factory=dict)
+    """Tasks that are ready, and since when."""
     _lanes: dict[str, frozenset[str]] = field(default_factory=dict)
     _counts: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
-    def take(self, response: cluster_pb2.WatchResponse, time_us: int) -> None:
+    def take(self, kind: Record, response: cluster_pb2.WatchResponse, time_us: int) -> None:
         """One operation's changes, or everything."""
         now = _us(response.time.ToDatetime(UTC)) if response.HasField("time") else time_us
-        now = max(now, self.start_us)
+        if kind is Record.BATCH:  # a list is as old as the last change
+            self._offset = host_offset(time_us, now)
+        now = max(now + self._offset, self.start_us)
         if response.list:
             self._forget_what_is_not_in(response, now)
         touched = response.list
@@ -221,7 +239,7 @@ class _Walk:
         for kind, name in list(self._open):
             if (slots[kind], name) not in named:
                 self._close((kind, name), now)
-        self._ready = {key for key in self._ready if ("task", key) in named}
+        self._ready = {key: since for key, since in self._ready.items() if ("task", key) in named}
         self._lanes = {key: ids if ("lane", key) in named else frozenset() for key, ids in self._lanes.items()}
 
     def _close(self, key: tuple[SpanKind, str], end_us: int, **changed: Any) -> None:
@@ -229,26 +247,31 @@ class _Walk:
             self._closed.append(replace(span, end_us=max(span.start_us, end_us), **changed))
 
     def _task(self, key: str, task: Task | None, now: int) -> None:
+        since = self._ready.pop(key, None)
         if task is not None and task.phase is TaskPhase.READY:
-            self._ready.add(key)
-        else:
-            self._ready.discard(key)
+            self._ready[key] = self._stamp(task.ready_at, now) if since is None else since
         at = (SpanKind.TASK, key)
         if task is None or task.phase is not TaskPhase.RUNNING:
-            ended = _us(task.finished_at) if task is not None and task.finished_at is not None else now
+            ended = now if task is None else self._stamp(task.finished_at, now)
             told: dict[str, Any] = (
                 {} if task is None else {"phase": task.phase.value, "tokens": task.tokens_out, "detail": task.detail}
             )
             self._close(at, ended, **told)
             return
-        began = max(self.start_us, _us(task.started_at) or now)
+        stamped = self._stamp(task.started_at, now)
+        began = max(self.start_us, stamped)
         wait = None
         if task.started_at is not None and task.ready_at is not None:
-            wait = max(0.0, (task.started_at - task.ready_at).total_seconds())
+            # Seen to become ready: then on this axis, else by the clock of that time.
+            ready = self._stamp(task.ready_at, now) if since is None else since
+            wait = max(0.0, (stamped - ready) / 1e6)
         if at not in self._open:
             self._open[at] = Span(
                 *at, task.phase.value, began, began, task.device_ids, task.node, task.model, task.service, wait
             )
+
+    def _stamp(self, moment: datetime | None, now: int) -> int:
+        return now if moment is None else _us(moment) + self._offset
 
     def _service(self, key: str, service: Service | None, now: int) -> None:
         at = (SpanKind.SERVICE, key)
@@ -273,7 +296,7 @@ class _Walk:
     def _count(self, now: int) -> None:
         for device, ids in self._lanes.items():
             steps = self._counts.setdefault(device, [])
-            count = len(ids & self._ready)
+            count = len(ids & self._ready.keys())
             if not steps or steps[-1][1] != count:
                 steps.append((now, count))
 

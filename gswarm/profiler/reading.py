@@ -8,14 +8,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from gswarm.errors import InvalidError, RefusedError
+from gswarm.catalogue import HostNeed
+from gswarm.cli import say
+from gswarm.config import state_dir
+from gswarm.errors import GswarmError, InvalidError, RefusedError
 from gswarm.names import check_name
+from gswarm.profiler import manifest as manifests
 from gswarm.profiler.access import pull
 from gswarm.profiler.apart import apart
+from gswarm.profiler.manifest import MANIFEST
 from gswarm.profiler.recording import Recording
+from gswarm.profiler.types import Session
 
 if TYPE_CHECKING:
     from gswarm.profiler.types import Analysis, Comparison, Drawn, Exported
@@ -27,16 +34,30 @@ SUFFIXES = {"perfetto": "perfetto.json"}
 """Of exports whose format is not the end of their file's name."""
 
 
+def is_path(name: str) -> bool:
+    """Whether only a directory can be meant: no session's name has a / or begins with a dot."""
+    return "/" in name or name.startswith(".")
+
+
 def is_directory(name: str) -> bool:
-    """Whether a recording is named by its directory: no session's name has a / or begins with a dot."""
-    from gswarm.profiler.manifest import MANIFEST
-
-    return "/" in name or name.startswith(".") or (Path(name) / MANIFEST).is_file()
+    """Whether a recording of this machine can be meant: by its path, or by the name of a copy where we are."""
+    return is_path(name) or (Path(name) / MANIFEST).is_file()
 
 
-def needs_no_host(values: Mapping[str, object]) -> bool:
-    """Whether every recording among an action's values is a directory here."""
-    return all(is_directory(str(values[name])) for name in ("name", "a", "b") if name in values)
+def _here(name: str) -> Path | None:
+    """Where a recording lies on this machine: by its path, a copy where we are, or what this machine's host recorded."""
+    if is_directory(name):
+        return Path(name)
+    kept = state_dir() / "recordings" / name
+    return kept if (kept / MANIFEST).is_file() else None
+
+
+def host_for(values: Mapping[str, object]) -> HostNeed:
+    """Whether the recordings among an action's values need a host: paths do not; of others it may have a newer one."""
+    names = [str(values[name]) for name in ("name", "a", "b") if name in values]
+    if all(is_path(name) for name in names):
+        return HostNeed.NONE
+    return HostNeed.YES if any(_here(name) is None for name in names) else HostNeed.IF_THERE
 
 
 @contextlib.asynccontextmanager
@@ -48,7 +69,13 @@ async def located(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[P
     """
     if isinstance(swarm, Recording) and name in (swarm.name, str(swarm.directory)):
         yield swarm.directory
-    elif swarm is None or isinstance(swarm, Recording) or (is_directory(name) and not swarm.in_host):
+    elif isinstance(swarm, Recording) or ((swarm is None or not swarm.in_host) and is_path(name)):
+        yield Path(name)
+    elif swarm is None:
+        directory = _here(name) or Path(name)
+        say(f"reading {_shown(directory)}; no host was asked for a newer one")
+        yield directory
+    elif not swarm.in_host and is_directory(name) and await _copy_will_do(swarm, name):
         yield Path(name)
     else:
         check_name(name, "session name")
@@ -57,6 +84,39 @@ async def located(swarm: Swarm | Recording | None, name: str) -> AsyncIterator[P
             await asyncio.to_thread(directory.mkdir)
             await pull(swarm, name, directory)
             yield directory
+
+
+def _shown(directory: Path) -> str:
+    return str(directory) if directory.is_absolute() else f"./{directory}"
+
+
+async def _copy_will_do(swarm: Swarm, name: str) -> bool:
+    """Whether the copy where we are is all that the host has of a session; that, or why not, is told."""
+    copy = await asyncio.to_thread(manifests.read, Path(name))
+    try:
+        known = await swarm.list(Session, filters=(f"name={name}",))
+    except GswarmError as error:
+        swarm.tell(f"reading ./{name}; the host was not asked for a newer one: {error.what}")
+        return True
+    if not known:
+        swarm.tell(f"reading ./{name}; the host has no session of that name")
+        return True
+    if _moment(copy.started_at) != known[0].started_at:
+        why = "the copy here is of another session of that name"
+    elif not copy.stopped_at:
+        why = "the copy here does not say that the session had stopped"
+    else:
+        swarm.tell(f"reading ./{name}; the host has the same")
+        return True
+    swarm.tell(f"reading {name} from the host: {why} (name it ./{name} to read it)")
+    return False
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 async def _worked(swarm: Any, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -76,7 +136,8 @@ def _analysed(directory: Path) -> Analysis:
     from gswarm.profiler import analysis, history
 
     with Recording.open(directory) as found:
-        return analysis.analyse(found.series(), history.read(found))
+        past = history.read(found)
+        return analysis.analyse(past.in_order(found.series()), past)
 
 
 async def compare(swarm: Swarm, a: str, b: str, *, metrics: Sequence[str], confidence: float, seed: int) -> Comparison:
@@ -95,7 +156,8 @@ def _compared(a: Path, b: Path, metrics: Sequence[str], confidence: float, seed:
     from gswarm.profiler import comparison, history, series
 
     with Recording.open(a) as first, Recording.open(b) as second:
-        sides = [comparison.Recorded(one.series(), history.read(one)) for one in (first, second)]
+        pasts = [(one, history.read(one)) for one in (first, second)]
+        sides = [comparison.Recorded(past.in_order(one.series()), past) for one, past in pasts]
     series.check_metrics(metrics, [one for side in sides for one in side.series])
     return comparison.compare(*sides, metrics=metrics, confidence=confidence, seed=seed)
 
@@ -128,7 +190,8 @@ def _plotted(
 
     with Recording.open(directory) as found:
         target = "" if term else _target(found, out, "svg", force)
-        every, past = found.series(), history.read(found)
+        past = history.read(found)
+        every = past.in_order(found.series())
         chosen, shown = charts.choose(every, past, metrics, devices)
         picture: tuple[str, ...] = ()
         if isinstance(target, Path):
@@ -152,7 +215,8 @@ def _reported(directory: Path, out: Path | None, force: bool) -> Exported:
 
     with Recording.open(directory) as found:
         target = _target(found, out, "html", force)
-        every, past = found.series(), history.read(found)
+        past = history.read(found)
+        every = past.in_order(found.series())
         figures = analysis.analyse(every, past)
         _write(target, lambda part: _write_text(part, page.pieces(figures, every, past)))
         return Exported(str(target), figures.ticks, "; ".join(found.damage))
@@ -175,7 +239,8 @@ def _exported(directory: Path, form: str, out: Path | None, force: bool) -> Expo
             case "parquet":
                 count = _write(target, lambda part: formats.parquet(found.series(), part))
             case "perfetto":
-                pieces = perfetto.pieces(found.series(), history.read(found))
+                past = history.read(found)
+                pieces = perfetto.pieces(past.in_order(found.series()), past)
                 count = _write(target, lambda part: _write_text(part, pieces)) - 2  # what stands around the events
             case _:
                 count = _write(target, lambda part: _write_text(part, formats.rows(found, form)))
@@ -186,7 +251,7 @@ def _exported(directory: Path, form: str, out: Path | None, force: bool) -> Expo
 def _target(found: Recording, out: Path | None, suffix: str, force: bool) -> Path:
     """Where to write. Raises InvalidError or RefusedError where it may not be."""
     target = out or Path(f"{check_name(found.name, 'session name')}.{suffix}")
-    if target.exists():
+    if target.exists() or str(target) == "-":
         if not target.is_file():  # a device or a directory is never replaced
             raise InvalidError(f"{target} is no file", next="name one with --out", field="out")
         if not force:

@@ -22,6 +22,7 @@ from gswarm.host.state import Batch, Changed
 from gswarm.kinds import BY_KIND, wire_of
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.adaptive import EARLY_S
+from gswarm.profiler.clocks import HostClock
 from gswarm.profiler.journal import Record, Writer, frame
 from gswarm.profiler.manifest import Manifest
 from gswarm.profiler.recording import Recording
@@ -40,6 +41,8 @@ LIST_EVERY_S = 60.0
 FLUSH_S = (0.1, 1.0)
 """How long a record waits for others to be written with it: the session's interval within these bounds."""
 RETRY_S = (1.0, 10.0)
+OPENS_WITHIN_US = 5_000_000
+"""A session whose journal opens sooner has recorded since it was started: a mark right after the start is in it."""
 BUFFER_LIMIT = 64 << 20
 SEGMENT_BYTES = 32 << 20
 """A journal of this size is closed and sealed while the next one is written: what bounds the memory of the sealing."""
@@ -102,21 +105,6 @@ async def _whole(function: Callable[[], R]) -> R:
         raise
 
 
-class HostClock:
-    """Host time that never goes back, whatever is done to the machine's clock; microseconds since the epoch."""
-
-    def __init__(self) -> None:
-        self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
-
-    def now_us(self) -> int:
-        """Now."""
-        return time.monotonic_ns() // 1000 + self._offset_us
-
-    def after(self, time_us: int) -> None:
-        """Go on after what an earlier run of the host wrote, also when the clock was set back meanwhile."""
-        self._offset_us += max(0, time_us - self.now_us())
-
-
 class Recorder:
     """Writes one session. `told` is called on the loop after each flush, `rotated` with the number of a full journal."""
 
@@ -154,6 +142,8 @@ class Recorder:
         self._wake = asyncio.Event()
         self._number = 0
         self._writer: Writer | None = None
+        self._begins_us = 0
+        """The time of the first record of all; 0: when it is written."""
 
     def wants(self, node: str) -> bool:
         """Whether this session records a node."""
@@ -246,6 +236,8 @@ class Recorder:
         self._clock.after(self._writer.last_us)
         if known:
             self._append(Record.GAP, b"the host was not running")
+        elif 0 <= self._clock.now_us() - (started_us := self.session.started_at.ToMicroseconds()) < OPENS_WITHIN_US:
+            self._begins_us = started_us  # what happened while it was opened is in the first list
 
     async def _next(self) -> bool:
         """Go on in another journal and hand the full one over; False while there is no room: then it grows on."""
@@ -312,7 +304,8 @@ class Recorder:
         if kind is not Record.LIST and len(self._kept) + len(self._buffer) + len(payload) > BUFFER_LIMIT:
             self._drop()
         else:
-            self._buffer += frame(kind, self._clock.now_us(), payload)
+            self._buffer += frame(kind, self._begins_us or self._clock.now_us(), payload)
+            self._begins_us = 0
         self._wake.set()
 
     def _on_batch(self, batch: Batch) -> None:

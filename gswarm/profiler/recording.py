@@ -84,7 +84,8 @@ class Recording:
                 segment.close()
         if not segments:
             raise InvalidError(
-                f"{directory} holds nothing that can be read", why="; ".join(damage) or "its journal is empty"
+                f"recording {manifest.name} holds nothing that can be read",
+                why="; ".join(damage) or "its journal is empty",
             )
         return cls(directory, manifest, segments, damage)
 
@@ -153,11 +154,6 @@ class Recording:
         at = int(moments.searchsorted(self.cursor_us, side="right")) - 1 + ticks
         if len(moments):
             self.seek_us(int(moments[max(0, min(at, len(moments) - 1))]))
-
-    def seek_text(self, text: str | None) -> None:
-        """Seek to `+12m`, `12:04:31` or an ISO time; None leaves the cursor at the end. Raises InvalidError."""
-        if text is not None:
-            self.seek(parse_at(text, self.start, self.end))
 
     # Everything, in bulk
 

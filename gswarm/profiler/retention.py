@@ -80,6 +80,9 @@ def _adopting(path: Path, found: Manifest) -> Callable[[Transaction], None]:
             except ValueError:
                 continue
             getattr(session, name).FromDatetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+        if not session.HasField("stopped_at"):
+            # The host was killed while it recorded: nothing was written after that. Without an end it would be infinitely old.
+            session.stopped_at.FromNanoseconds(max(file.stat().st_mtime_ns for file in path.iterdir()))
         tx.put(session)
         tx.event("session.found", f"recording {path.name} was found on disk", subject=session)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -93,6 +94,8 @@ async def run(
 
     if not command:
         raise InvalidError("there is no command", next="write it after --", field="command")
+    if shutil.which(command[0]) is None:  # before there is a session, whose name would be taken
+        raise _missing(command)
     async with connect(host, token_file=token_file) as swarm:
         await start(swarm, name, interval, nodes, metrics, tags, adaptive=adaptive, slowest=slowest)
         say(f"session {name} records")
@@ -119,12 +122,16 @@ async def _command(command: Sequence[str]) -> int:
         try:
             process = await asyncio.create_subprocess_exec(*command)
         except FileNotFoundError:
-            raise NotFoundError(f"there is no command {command[0]}", field="command") from None
+            raise _missing(command) from None
         except OSError as error:
             raise InvalidError(f"{command[0]} cannot be run", why=error.strerror or "", field="command") from None
         forwarding.to(process)
         code = await process.wait()
     return 128 - code if code < 0 else code
+
+
+def _missing(command: Sequence[str]) -> NotFoundError:
+    return NotFoundError(f"there is no command {command[0]} that can be run", field="command")
 
 
 class _Forwarding:

@@ -160,7 +160,7 @@ def main() -> None:
     try:
         told = seal(directory, int(sys.argv[2]) if len(sys.argv) > 2 else None)
     except BlockingIOError:
-        sys.exit(f"{directory} is being recorded or sealed by another process")
+        sys.exit("it is being recorded or sealed by another process")
     except (GswarmError, OSError, ValueError) as error:
         sys.exit(str(error))
     sys.stdout.write(json.dumps(asdict(told)) + "\n")

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gswarm.profiler.clocks import host_offset
 from gswarm.profiler.journal import Record, scan
 from gswarm.v1 import cluster_pb2, common_pb2, profiler_pb2
 
@@ -326,13 +327,23 @@ class ReasonChanges:
 
 
 def event_rows_of(items: Iterable[Item], start_us: int) -> list[tuple[int, common_pb2.Event]]:
-    """Each entry of the event log since a moment, once, in order, with the revision it came with."""
+    """Each entry of the event log since a moment, once, in order, with the revision it came with.
+
+    Their times are the recording's, also when the host's clock was set while it recorded.
+    """
     found: dict[str, tuple[int, common_pb2.Event]] = {}
+    offset = 0
     for item in items:
-        if item.kind in (Record.LIST, Record.BATCH):
-            for obj in cluster_pb2.WatchResponse.FromString(item.payload).objects:
-                if obj.HasField("event") and obj.event.time.ToMicroseconds() >= start_us:
-                    found.setdefault(obj.key, (obj.revision, obj.event))
+        if item.kind not in (Record.LIST, Record.BATCH):
+            continue
+        response = cluster_pb2.WatchResponse.FromString(item.payload)
+        if item.kind is Record.BATCH and response.HasField("time"):  # a list is as old as the last change
+            offset = host_offset(item.time_us, response.time.ToMicroseconds())
+        for obj in response.objects:
+            if obj.HasField("event") and (at := obj.event.time.ToMicroseconds() + offset) >= start_us:
+                if offset:
+                    obj.event.time.FromMicroseconds(at)
+                found.setdefault(obj.key, (obj.revision, obj.event))
     return sorted(found.values(), key=lambda row: int(row[1].id))
 
 

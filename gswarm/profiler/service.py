@@ -15,7 +15,6 @@ from gswarm.errors import InvalidError, NotFoundError, RefusedError
 from gswarm.host.auth import caller
 from gswarm.names import check_name, near
 from gswarm.profiler import retention
-from gswarm.profiler.recorder import manifest_of
 from gswarm.profiler.sampling import switch
 from gswarm.profiler.sessions import ACTIVE, RECORDING, TASK_ENDED, Sessions, stop
 from gswarm.v1 import cluster_pb2, profiler_pb2, profiler_pb2_grpc, queue_pb2
@@ -29,7 +28,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 CHUNK = 1 << 20
 FASTEST_S, SLOWEST_S = 0.1, 60.0
 LONGEST_S = 366 * 86400.0
-TAG_LIMIT, TAG_LENGTH = 64, 200
+TAG_LIMIT, TAG_LENGTH, MARK_LENGTH = 64, 200, 200
 
 
 class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
@@ -74,9 +73,9 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
 
         def operation(tx: Transaction) -> profiler_pb2.StartSessionResponse:
             if (known := tx.get(Session, request.name)) is not None:
-                state = "records already" if known.phase in ACTIVE else "exists"
+                state, first = ("records already", "stop and delete") if known.phase in ACTIVE else ("exists", "delete")
                 raise RefusedError(
-                    f"session {request.name} {state}", next="choose another name, or delete it first", field="name"
+                    f"session {request.name} {state}", next=f"choose another name, or {first} it first", field="name"
                 )
             names = [n.name for n in tx.list(cluster_pb2.Node)]
             for node in request.nodes:
@@ -161,8 +160,8 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
         response = await self.store.apply(
             operation, actor=caller(context).name, meta=request.meta, method="Profiler.TagSession", request=request
         )
-        if not request.meta.dry_run and (directory := self.root / request.name).is_dir():
-            await asyncio.to_thread(manifest_of(response.session).write, directory)
+        if not request.meta.dry_run:
+            await self.sessions.describe(request.name)
         return response
 
     async def DeleteSession(
@@ -186,7 +185,8 @@ class ProfilerService(profiler_pb2_grpc.ProfilerServicer):
 
     async def Mark(self, request: profiler_pb2.MarkRequest, context: Context) -> profiler_pb2.MarkResponse:
         """A mark on every running session's time line: a moment, or the begin or end of something."""
-        check_name(request.text, "mark", spaces=True)
+        if not (request.text.strip() and request.text.isprintable() and len(request.text) <= MARK_LENGTH):
+            raise InvalidError("that cannot be a mark", why=f"1 to {MARK_LENGTH} characters on one line", field="text")
         kind = "profiler.begin" if request.begins else "profiler.end" if request.ends else "profiler.mark"
 
         def operation(tx: Transaction) -> profiler_pb2.MarkResponse:

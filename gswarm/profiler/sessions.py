@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gswarm.errors import ExhaustedError
 from gswarm.profiler import retention
 from gswarm.profiler.manifest import MANIFEST
-from gswarm.profiler.recorder import Recorder, Told
+from gswarm.profiler.recorder import Recorder, Told, manifest_of
 from gswarm.v1 import common_pb2, profiler_pb2, queue_pb2
 from gswarm.v1.profiler_pb2 import Session
 
@@ -50,6 +50,7 @@ class Sessions:
         self._being_sealed: set[str] = set()
         self._awaited: frozenset[str] = frozenset()
         """Tasks that sessions stop with."""
+        self._describing = asyncio.Lock()
         self._retained_at = 0.0
         host.nodes.keeps_ticks = self._keeps
 
@@ -57,6 +58,13 @@ class Sessions:
         """Delete the files of a session whose deletion is decided."""
         async with self.sealing:
             await retention.remove(self.store, self.root, name)
+
+    async def describe(self, name: str) -> None:
+        """Bring the manifest beside a session's files up to date. Raises OSError."""
+        async with self._describing:  # one after the other: the last to write has read the newest
+            session, directory = self.store.state.get(Session, name), self.root / name
+            if session is not None and await asyncio.to_thread(directory.is_dir):
+                await asyncio.to_thread(manifest_of(session).write, directory)
 
     def _keeps(self, node: str) -> bool:
         return any(recorder.wants(node) for recorder, _ in self._recorders.values())
@@ -186,7 +194,12 @@ class Sessions:
     async def _seal(self, name: str, number: int | None) -> None:
         """Seal a full journal, or all of a session that has ended; when it fails, it is tried again later."""
         async with self.sealing:
-            found, problem = await seal_in_child(self.root / name, number)
+            try:
+                if number is None:
+                    await self.describe(name)  # when it stopped
+                found, problem = await seal_in_child(self.root / name, number)
+            except OSError as error:
+                found, problem = {}, f"sealing failed: {(error.strerror or str(error)).lower()}"
         self._sealed_bytes[name] = found.get("size_bytes", 0)
         if number is not None:
             if problem:

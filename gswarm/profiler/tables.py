@@ -35,6 +35,29 @@ def counted(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
+def several(names: Sequence[str]) -> str:
+    """Devices of one node in a few words: n1:gpu0, or gpu0-gpu3, gpu5 of n1."""
+    if len(names) == 1:
+        return names[0]
+    node, colon, _ = names[0].partition(":")
+    runs: list[list[str]] = []
+    numbered = [(*_numbered(name.removeprefix(f"{node}:") if colon else name), name) for name in names]
+    for place, (stem, number, _) in enumerate(numbered):
+        before = numbered[place - 1][:2] if place else None
+        if before is not None and number is not None and before == (stem, number - 1):
+            runs[-1].append(f"{stem}{number}")
+        else:
+            runs.append([stem if number is None else f"{stem}{number}"])
+    told = ", ".join(run[0] if len(run) == 1 else f"{run[0]}{', ' if len(run) == 2 else '-'}{run[-1]}" for run in runs)
+    return f"{told} of {node}" if colon else told
+
+
+def _numbered(name: str) -> tuple[str, int | None]:
+    stem = name.rstrip("0123456789")
+    digits = name[len(stem) :]
+    return (stem, int(digits)) if digits and not (len(digits) > 1 and digits[0] == "0") else (name, None)
+
+
 def _percent(value: float | None) -> str:
     """A percentage, from 0 to 100."""
     return units.NA if value is None else f"{value:.0f}%"
@@ -206,15 +229,9 @@ def comparison(found: Comparison) -> list[str]:
     if moved:
         out += ["", "changed", *grid(("WHAT", "METRIC", "A", "B", "B - A", "BETWEEN"), [_row(c) for c in moved], 2)]
     if same:
-        out += ["", "no change shown"]
-        for subject in dict.fromkeys(c.subject for c in same):
-            metrics = ", ".join(c.metric for c in same if c.subject == subject)
-            out += wrapped(f"{subject}: {metrics}", "", "  ")
+        out += ["", "no change shown", *_listed(same)]
     if unknown:
-        out += ["", "cannot be told"]
-        for subject, why in dict.fromkeys((c.subject, c.detail) for c in unknown):
-            metrics = ", ".join(c.metric for c in unknown if (c.subject, c.detail) == (subject, why))
-            out += wrapped(f"{subject}: {metrics} ({why})", "", "  ")
+        out += ["", "cannot be told", *_listed(unknown)]
     if not found.changes:
         return [*out, "", "they have no device and no model in common"]
     said = (
@@ -222,6 +239,20 @@ def comparison(found: Comparison) -> list[str]:
         f"(circular block bootstrap, {found.resamples} resamples, seed {found.seed})"
     )
     return [*out, "", *wrapped(said, "", ""), *wrapped(_ALL, "", "")]
+
+
+def _listed(changes: Sequence[Change]) -> list[str]:
+    """Which metrics of what: devices of a node with the same ones in one line."""
+    metrics: dict[tuple[str, str, str], list[str]] = {}
+    for change in changes:
+        metrics.setdefault((change.subject, change.kind, change.detail), []).append(change.metric)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (subject, kind, why), names in metrics.items():
+        name = subject.removesuffix(" SIM") if kind == "device" else subject
+        place = f"node {name.partition(':')[0]}" if kind == "device" else f"model {name}"
+        told = f"{subject.removeprefix(name)}: {', '.join(names)}{f' ({why})' if why else ''}"
+        alike.setdefault((place, told), []).append(name)
+    return [line for (_, told), of in alike.items() for line in wrapped(f"{several(of)}{told}", "", "  ")]
 
 
 # Pictures
@@ -233,5 +264,5 @@ def drawn(found: Drawn) -> list[str]:
         from gswarm.profiler.terminal import coloured
 
         return coloured(found.picture)
-    out = [f"{found.path}: {', '.join(found.metrics)} of {found.devices} devices"]
+    out = [f"{found.path}: {', '.join(found.metrics)} of {counted(found.devices, 'device')}"]
     return [*out, *([f"not whole: {found.damage}"] if found.damage else [])]

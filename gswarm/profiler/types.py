@@ -169,6 +169,12 @@ class Sampling:
     changed: int
     revision: int
 
+    def lines(self) -> list[str]:
+        """As text."""
+        from gswarm.profiler.tables import counted
+
+        return [f"{counted(self.changed, 'node')} told to sample something else"]
+
 
 @dataclass(frozen=True, slots=True)
 class MetricFigures:
@@ -263,16 +269,27 @@ class ModelFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceShare:
+    """One of the devices that a finding is of, and its own share of the time, 0 to 1, where it is one."""
+
+    device: str
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something worth knowing, in words that name the evidence."""
 
     severity: Severity
     subject: str
+    """A device, a node, a model; or several devices of a node, when the same is to be said of them."""
     text: str
     evidence: str
     """The metric or kind of object that says so."""
     share: float | None = None
-    """Of the sampled time, 0 to 1, where it is one."""
+    """Of the sampled time, 0 to 1, where it is one; of several devices the largest."""
+    devices: tuple[DeviceShare, ...] = ()
+    """Those it is of, each with its share; empty: it is not of devices."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,15 @@ async def cancel(swarm: Swarm, tasks: list[str], workflows: list[str]) -> list[T
     return sorted((t for t in known if t.id in covered and _goes(t, swarm)), key=lambda t: int(t.id))
 
 
+async def retry(swarm: Swarm, tasks: list[str]) -> list[Task]:
+    """Put tasks back to work, then read those that are, with what was not run because of them.
+
+    A dry run answers with what would be put back, as it stands. A retry answers the same again.
+    """
+    again = (await swarm.call(queue_pb2.RetryRequest(task_ids=tasks))).task_ids
+    return [t for name in again for t in await swarm.list(Task, filters=(f"id={name}",), limit=0)]
+
+
 def _goes(task: Task, swarm: Swarm) -> bool:
     if swarm.dry_run:
         return task.phase not in (TaskPhase.DONE, TaskPhase.FAILED, TaskPhase.CANCELLED)

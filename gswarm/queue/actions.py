@@ -12,7 +12,7 @@ from gswarm.queue.types import Explanation, PlanView, Priority, Task, Workflow
 if TYPE_CHECKING:
     from gswarm.swarm import Swarm
 
-FILTER = "field=value, field!=value or field~part; repeat to narrow"
+FILTER = "field=value, field!=value or field~part, by column or by name in JSON; repeat to narrow"
 
 
 @action("queue", "submit", key="n", until="gswarm.queue.types:workflow_done", effect="queues the workflow's tasks")
@@ -129,15 +129,15 @@ async def cancel(
 
 
 @action("queue", "retry", key="R", effect="puts the tasks, and what was not run because of them, back to work")
-async def retry(swarm: Swarm, task: Annotated[list[str], Ref("task"), Doc("task ids")]) -> int:
-    """Put failed or cancelled tasks back to work; prints how many that were.
+async def retry(swarm: Swarm, task: Annotated[list[str], Ref("task"), Doc("task ids")]) -> list[Task]:
+    """Put failed or cancelled tasks back to work; shows them, and what was not run because of them.
 
     Examples:
         gswarm queue retry 4711
     """
-    from gswarm.v1 import queue_pb2
+    from gswarm.queue.access import retry as send
 
-    return int((await swarm.call(queue_pb2.RetryRequest(task_ids=task))).retried)
+    return await send(swarm, task)
 
 
 @action("queue", "priority", effect="changes when the tasks start")

@@ -92,9 +92,9 @@ class QueueService(queue_pb2_grpc.QueueServicer):
         """Put failed or cancelled tasks back to work."""
 
         def operation(tx: Transaction) -> queue_pb2.RetryResponse:
-            count = transitions.retry(tx, request.task_ids)
-            tx.event("queue.retried", f"{count} tasks put back to work")
-            return queue_pb2.RetryResponse(revision=tx.revision, retried=count)
+            again = transitions.retry(tx, request.task_ids)
+            tx.event("queue.retried", f"{len(again)} task{'' if len(again) == 1 else 's'} put back to work")
+            return queue_pb2.RetryResponse(revision=tx.revision, retried=len(again), task_ids=again)
 
         return await self.store.apply(
             operation, actor=caller(context).name, meta=request.meta, method="Queue.Retry", request=request

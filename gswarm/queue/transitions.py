@@ -262,10 +262,12 @@ def cancel(tx: Transaction, task_ids: Iterable[str]) -> tuple[int, list[Task]]:
     return changed, running
 
 
-def retry(tx: Transaction, task_ids: Iterable[str]) -> int:
-    """Put failed or cancelled tasks, and what was not run because of them, back to work."""
-    count = 0
+def retry(tx: Transaction, task_ids: Iterable[str]) -> list[str]:
+    """Put failed or cancelled tasks, and what was not run because of them, back to work: their ids, in order."""
+    back: set[str] = set()
     for task_id in task_ids:
+        if task_id in back:
+            continue  # named twice, or back already with what it needs
         task = edit(tx, task_id)
         if task.phase not in (FAILED, CANCELLED):
             raise RefusedError(
@@ -286,11 +288,11 @@ def retry(tx: Transaction, task_ids: Iterable[str]) -> int:
                 again.add(other.id)
         for name in sorted(again, key=int):
             _restart(tx, edit(tx, name), workflow, again)
-            count += 1
+        back |= again
         workflow.phase = queue_pb2.WORKFLOW_PHASE_ACTIVE
         workflow.ClearField("finished_at")
         tx.put(workflow)
-    return count
+    return sorted(back, key=int)
 
 
 def _restart(tx: Transaction, task: Task, workflow: Workflow, again: set[str]) -> None:

@@ -153,10 +153,6 @@ class Problem:
         """The tasks that must end before this one starts."""
         return self.preds[self.pred_first[task] : self.pred_first[task + 1]]
 
-    def succs_of(self, task: int) -> Ints:
-        """The tasks that wait for this one."""
-        return self.succs[self.succ_first[task] : self.succ_first[task + 1]]
-
     def offline(self) -> Problem:
         """The same, with everything submitted at t = 0."""
         return replace(self, arrivals=_column(np.zeros(len(self.requests))), release=_column(np.zeros(self.tasks)))

@@ -68,10 +68,11 @@ class _Search:
     def _tails(self) -> list[float]:
         """Per task: its seconds and those of the longest path after it."""
         tail: dict[int, float] = {}
+        first, succs = self.problem.succ_first.tolist(), self.problem.succs.tolist()
 
         def of(task: int) -> float:
             if task not in tail:
-                after = max([of(succ) for succ in self.problem.succs_of(task).tolist()], default=0.0)
+                after = max([of(succ) for succ in succs[first[task] : first[task + 1]]], default=0.0)
                 tail[task] = float(self.problem.seconds[task]) / self.fastest + after
             return tail[task]
 

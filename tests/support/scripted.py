@@ -53,6 +53,8 @@ class Script:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.name, self.interval_s = directory, name, interval_s
         self._records: list[tuple[int, bytes]] = []
+        self.ahead_s = 0.0
+        """How far the host's clock, which stamps changes, is ahead of the recording's time."""
         self._revision, self._seq = 0, 0
 
     def _add(self, kind: Record, seconds: float, payload: bytes) -> None:
@@ -64,7 +66,7 @@ class Script:
         """One operation's changes, or a full list."""
         self._revision += 1
         response = cluster_pb2.WatchResponse(revision=self._revision, list=everything)
-        response.time.FromDatetime(at(seconds))
+        response.time.FromDatetime(at(seconds + self.ahead_s))
         for message, is_deleted in [*((one, False) for one in objects), *((one, True) for one in deleted)]:
             info = BY_MESSAGE[type(message)]
             obj = response.objects.add(kind=info.kind, key=key_of(message), revision=self._revision, deleted=is_deleted)

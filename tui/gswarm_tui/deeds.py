@@ -61,10 +61,11 @@ class Field:
                 raise ValueError("is needed")
             return [] if self.is_list and self.default is None else self.default
         if self.is_list:
-            return [self._read_one(part) for part in text.replace(",", " ").split()]
-        return self._read_one(text)
+            return [self.read_one(part) for part in text.replace(",", " ").split()]
+        return self.read_one(text)
 
-    def _read_one(self, text: str) -> Value:
+    def read_one(self, text: str) -> Value:
+        """The value of one word, of a list one of its parts; ValueError as `read`."""
         match self.kind:
             case FieldKind.INT:
                 try:
@@ -138,7 +139,7 @@ class Deed:
 
     def line(self, values: Mapping[str, Value]) -> str:
         """The CLI line that does the same."""
-        words = ["gswarm", *self.name.split()]
+        words: list[str] = []
         options: list[str] = []
         for f in self.fields:
             value = values.get(f.name, f.default)
@@ -158,17 +159,23 @@ class Deed:
                     options += [f.flag, text]
                 else:
                     words.append(text)
-        return " ".join(words + options)
+        command = ["gswarm", *self.name.split()]
+        if any(word.lstrip("'").startswith("-") for word in words):
+            return " ".join([*command, *options, "--", *words])
+        return " ".join([*command, *words, *options])
 
     def parse(self, words: Sequence[str]) -> dict[str, Value]:
         """Values from what follows the action's name on a command line; ValueError says what is wrong."""
         values: dict[str, Value] = {}
         positional = [f for f in self.fields if not f.is_option]
         flags = {f.flag: f for f in self.fields if f.is_option}
-        rest = list(words)
+        rest, options_end = list(words), False
         while rest:
             word = rest.pop(0)
-            if word.startswith("--"):
+            if word == "--" and not options_end:
+                options_end = True
+                continue
+            if word.startswith("--") and not options_end:
                 flag, _, given = word.partition("=")
                 name = "--" + flag[5:] if flag.startswith("--no-") and flag not in flags else flag
                 field = flags.get(name)
@@ -182,7 +189,7 @@ class Deed:
                         raise ValueError(f"{flag} needs a value")
                     given = rest.pop(0)
                 if field.is_list:
-                    values[field.name] = [*values.get(field.name, []), *field.read(given)]
+                    values[field.name] = [*values.get(field.name, []), field.read_one(given)]
                 else:
                     values[field.name] = field.read(given)
                 continue
@@ -190,7 +197,7 @@ class Deed:
                 raise ValueError(f"{self.name} takes no more than it has; {word} is too much")
             field = positional[0]
             if field.is_list:
-                values[field.name] = [*values.get(field.name, []), *field.read(word)]
+                values[field.name] = [*values.get(field.name, []), field.read_one(word)]
             else:
                 values[field.name] = field.read(word)
                 positional.pop(0)
