@@ -296,9 +296,11 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             self._heard[connection.node] = time.monotonic()
             match message.WhichOneof("body"):
                 case "tick":
-                    message.tick.node = connection.node
-                    self.hub.add(message.tick)
-                    connection.tick_seq = message.tick.seq
+                    tick = message.tick
+                    tick.node = connection.node
+                    self.hub.add(tick)
+                    connection.tick_seq = tick.seq
+                    del tick
                 case "heartbeat":
                     beat = message.heartbeat
                     if beat.echo_unix_us:

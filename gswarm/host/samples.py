@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,8 +36,10 @@ class _Node:
     ring: Ring
     """By the node's own clock, which need not be ours."""
     schemas: dict[int, bytes] = field(default_factory=dict)
-    absent: dict[int, dict[int, profiler_pb2.Absent]] = field(default_factory=dict)
-    """Why values of the newest schema are NA, as told last, by device and column; some may have come since."""
+    absent: dict[int, dict[int, tuple[str, bool]]] = field(default_factory=dict)
+    """Why values of the newest schema are NA, and whether it holds for every column, as told last, by device and column;
+    some may have come since. No part of the ticks that told it, for each would keep its whole tick.
+    """
     newest: bytes = b""
     schema_id: int = 0
     """Of the newest tick, as are `seq`, `time_us` and `received`."""
@@ -101,8 +104,11 @@ class SampleHub:
             return []
         found = []
         for number, wire in known.schemas.items():
-            rows = known.absent.values() if number == known.schema_id else ()
-            told = [absent for row in rows for absent in row.values()]
+            told = [
+                profiler_pb2.Absent(device=device, column=column, reason=reason, every_column=every)
+                for device, row in (known.absent.items() if number == known.schema_id else ())
+                for column, (reason, every) in row.items()
+            ]
             # Protobuf messages are merged by joining their bytes.
             found.append(wire + profiler_pb2.MetricSchema(absent=told).SerializeToString())
         return found
@@ -162,9 +168,9 @@ def _remember_reasons(node: _Node, tick: profiler_pb2.SampleTick) -> None:
         node.schema_id = tick.schema_id
     for absent in tick.absent:
         row = node.absent.setdefault(absent.device, {})
-        if absent.every_column or any(known.every_column for known in row.values()):
+        if absent.every_column or any(every for _, every in row.values()):
             row.clear()
-        row[absent.column] = absent
+        row[absent.column] = sys.intern(absent.reason), absent.every_column
 
 
 def table(schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick) -> list[dict[str, float | int]]:
