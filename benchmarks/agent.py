@@ -71,7 +71,7 @@ def bare() -> Callable[[], None]:
 
 def ours() -> tuple[Callable[[], None], Callable[[], dict[str, Any]]]:
     """A sample as the agent takes it, packed; and what it held last, by metric, of the first GPU."""
-    from gswarm.host.samples import values
+    from gswarm.host.samples import table
     from gswarm.profiler.metrics import BY_NAME, Cadence
     from gswarm.profiler.nvml import discover
     from gswarm.profiler.packing import Packer
@@ -86,8 +86,8 @@ def ours() -> tuple[Callable[[], None], Callable[[], dict[str, Any]]]:
         ticks[:] = [packer.pack(readings, seq=1, time_unix_us=time.time_ns() // 1000)]
 
     def given() -> dict[str, Any]:
-        found = dict(values(packer.schema, ticks[0], 0))
-        return {n: v for n, v in found.items() if v is not None and BY_NAME[n].cadence is Cadence.TICK}
+        found = table(packer.schema, ticks[0])[0]
+        return {n: v for n, v in found.items() if BY_NAME[n].cadence is Cadence.TICK}
 
     return sample, given
 

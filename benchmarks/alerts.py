@@ -16,7 +16,7 @@ import time
 
 from gswarm.alert.rules import Rule, When
 from gswarm.alert.thresholds import Thresholds
-from gswarm.host.samples import values
+from gswarm.host.samples import table
 from gswarm.profiler.packing import Packer
 from gswarm.profiler.simulated import parse
 from gswarm.v1 import profiler_pb2
@@ -48,27 +48,27 @@ def ticks(nodes: int, devices: int) -> list[tuple[profiler_pb2.MetricSchema, pro
 def plain(schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick) -> int:
     """How many rules would fire, read value by value."""
     firing = 0
-    for row in range(len(schema.device_ids)):
-        for metric, value in values(schema, tick, row):
-            for rule in RULES:
-                if rule.metric == metric and value is not None and value > rule.limit:
-                    firing += 1
+    for given in table(schema, tick):
+        for rule in RULES:
+            if (value := given.get(rule.metric)) is not None and value > rule.limit:
+                firing += 1
     return firing
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """Both ways, in turns."""
     every = ticks(options.nodes, options.devices)
-    thresholds = Thresholds(RULES, lambda device: None)
+    schemas = {schema.node: schema for schema, _ in every}
+    thresholds = Thresholds(RULES, lambda device: None, lambda node, schema_id: schemas[node])
     for schema, tick in every:
-        assert not thresholds.look(schema, tick) and not plain(schema, tick)
+        assert not thresholds.look(tick) and not plain(schema, tick)
     ours: list[float] = []
     theirs: list[float] = []
     for second in range(options.rounds):
         begin = time.process_time()
-        for schema, tick in every:
+        for _, tick in every:
             tick.time_unix_us = (second + 2) * 1_000_000
-            thresholds.look(schema, tick)
+            thresholds.look(tick)
         middle = time.process_time()
         for schema, tick in every:
             plain(schema, tick)

@@ -27,7 +27,7 @@ from typing import TypeVar
 import numpy as np
 
 from gswarm.cluster.types import Node
-from gswarm.host.samples import SampleHub, values
+from gswarm.host.samples import SampleHub, table
 from gswarm.host.state import Batch, State
 from gswarm.kinds import wire_of
 from gswarm.profiler.journal import FORMAT, Record, Writer, frame, scan
@@ -193,9 +193,9 @@ def write(directory: Path, options: argparse.Namespace) -> list[str]:
             lines.append(json.dumps({"time_us": now, "revision": revision, "objects": [repr(k) for k in changed]}))
         out += frame(Record.TICK, now, wire)
         schema = layouts[tick.node]
-        for row, device in enumerate(schema.device_ids):
+        for device, given in zip(schema.device_ids, table(schema, tick), strict=True):
             body = {"time_us": tick.time_unix_us, "node": tick.node, "device": device}
-            lines.append(json.dumps(body | dict(values(schema, tick, row)), separators=(",", ":")))
+            lines.append(json.dumps(body | given, separators=(",", ":")))
     writer.append(bytes(out))
     writer.close()
     return lines
@@ -253,7 +253,7 @@ def append_json(directory: Path, ticks: Ticks, layouts: Layouts) -> tuple[float,
         for _, tick in second:
             begin = time.process_time()
             schema = layouts[tick.node]
-            gpus = {device: dict(values(schema, tick, row)) for row, device in enumerate(schema.device_ids)}
+            gpus = dict(zip(schema.device_ids, table(schema, tick), strict=True))
             line = {"time_us": tick.time_unix_us, "node": tick.node, "gpus": gpus}
             middle = time.process_time()
             with (directory / f"{tick.node}.jsonl").open("a") as file:

@@ -143,7 +143,7 @@ class Stream:
             device: cluster_pb2.Device(id=device, alias=f"n1:gpu{i}", node="n1", name="NVIDIA H100")
             for i, device in enumerate(DEVICES)
         }
-        self.thresholds = Thresholds(rules, known.get)
+        self.thresholds = Thresholds(rules, known.get, lambda node, schema_id: self.packer.schema)
         self.packer = Packer("n1", DEVICES)
         self.packer.admit([dict.fromkeys((m.name for m in METRICS), 0)])
         self.seq = 0
@@ -153,7 +153,7 @@ class Stream:
         rows = [*readings, *({} for _ in range(len(DEVICES) - len(readings)))]
         tick = self.packer.pack(rows, seq=self.seq, time_unix_us=round(at_s * 1e6))
         tick.node = "n1"
-        return self.thresholds.look(self.packer.schema, tick)
+        return self.thresholds.look(tick)
 
     def turns(self, at_s: float, *readings: Reading) -> list[tuple[str, str, str]]:
         return [(c.rule.name, c.subject, c.turn.value) for c in self.tick(at_s, *readings)]
@@ -254,7 +254,7 @@ def test_what_rises_may_be_absent_in_any_type() -> None:
 def test_ticks_that_fit_no_layout_are_left_alone() -> None:
     stream = Stream(Rule("hot", When.ABOVE, "temperature_c", 85, 80))
     torn = profiler_pb2.SampleTick(node="n1", seq=1, time_unix_us=2**62, schema_id=1, f32=b"\x00" * 7)
-    assert stream.thresholds.look(stream.packer.schema, torn) == []
+    assert stream.thresholds.look(torn) == []
     (fired,) = stream.tick(9e12, hot(90))
     assert fired.at.year <= 2100, "a peer's clock may say anything"
 

@@ -260,7 +260,7 @@ async def test_an_agent_token_speaks_for_its_own_node_only(host: Host) -> None:
         await agent.say(hello=hello(name="n2"))
         with pytest.raises(ForbiddenError, match="node n1 only"):
             await agent.ended()
-    host.nodes.handle("service", keep_phase)
+    host.nodes.reports.handle("service", keep_phase)
     await host.put(service(node="n2", phase=models_pb2.SERVICE_PHASE_READY))
     async with RawAgent(host, token) as agent:
         await agent.attach(hello(name="n1"))
@@ -292,7 +292,7 @@ async def test_reports_told_again_are_applied_once(host: Host) -> None:
 
 
 async def test_reports_about_an_older_generation_change_nothing(host: Host) -> None:
-    host.nodes.handle("service", keep_phase)
+    host.nodes.reports.handle("service", keep_phase)
     await host.put(service(generation=2, observed_generation=2, phase=models_pb2.SERVICE_PHASE_READY))
     async with RawAgent(host) as agent:
         await agent.attach(hello())
@@ -310,7 +310,7 @@ async def test_a_report_that_cannot_be_applied_is_put_on_record_and_blocks_nothi
     def broken(tx: Transaction, node: str, report: agent_pb2.Report) -> None:
         raise RefusedError("no such chunk here")
 
-    host.nodes.handle("location", broken)
+    host.nodes.reports.handle("location", broken)
     async with RawAgent(host) as agent:
         await agent.attach(hello())
         await agent.say(report=event(1, "before"))
@@ -340,7 +340,7 @@ async def test_a_fenced_incarnation_changes_nothing(host: Host) -> None:
         await old.attach(hello())
         connection = host.nodes._connections["n1"]
         await new.attach(hello(incarnation="two"))
-        late = host.nodes._reported(connection, [event(1, "late")])
+        late = host.nodes.reports.operation(connection, [event(1, "late")])
         assert await host.store.apply(late, actor="node:n1") == 0
     assert not host.events("test")
 

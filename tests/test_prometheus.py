@@ -23,9 +23,7 @@ from gswarm.cluster.types import Device
 from gswarm.config import Config, HttpConfig
 from gswarm.host import dcgm
 from gswarm.host.exposition import PREFIX, escape, exposed, labels, scaled
-from gswarm.host.samples import NA_U64, columns, values
-from gswarm.profiler.metrics import METRICS, Absent, Reading, Type, is_counter
-from gswarm.profiler.packing import Packer
+from gswarm.profiler.metrics import METRICS, Type, is_counter
 from tests.support.cluster import PORTS, Cluster, cluster, seen
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,24 +170,6 @@ def test_labels_come_back_as_they_went_in(pairs: dict[str, str]) -> None:
     (family,) = text_string_to_metric_families(f"# TYPE x gauge\nx{labels(pairs)} 1\n")
     assert family.samples[0].labels == pairs
     assert "\n" not in escape("a\nb")
-
-
-@given(st.data())
-def test_whole_columns_say_what_single_values_say(data: st.DataObject) -> None:
-    """Against the reader that is used for one device."""
-    row: st.SearchStrategy[Reading] = st.fixed_dictionaries(
-        {m.name: st.one_of(st.just(Absent("x")), st.integers(0, 2**31 - 2)) for m in METRICS}
-    )
-    readings: list[Reading] = data.draw(st.lists(row, min_size=1, max_size=3))
-    packer = Packer("n", [f"d{i}" for i in range(len(readings))])
-    packer.admit(readings)
-    schema, tick = packer.schema, packer.pack(readings, seq=1, time_unix_us=1)
-    wide = {column.name: found for column, found in columns(schema, tick)}
-    for row_number in range(len(readings)):
-        assert {name: found[row_number] for name, found in wide.items()} == dict(values(schema, tick, row_number))
-    tick.u64 = tick.u64[:-1]
-    assert all(found == [None] * len(readings) for column, found in columns(schema, tick) if column.type == 3)
-    assert NA_U64 not in [value for found in wide.values() for value in found]
 
 
 def test_fields_of_dcgm_are_named_as_there_and_once() -> None:

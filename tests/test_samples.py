@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gswarm.host import samples as module
-from gswarm.host.samples import NA_I32, NA_U64, SampleHub
+from gswarm.host.samples import NA_I32, NA_U64, SampleHub, table
 from gswarm.v1 import profiler_pb2
 
 SCHEMA = profiler_pb2.MetricSchema(
@@ -29,6 +29,12 @@ def tick(seq: int, at_s: float | None = None, node: str = "n1", size: int = 8) -
     return profiler_pb2.SampleTick(node=node, seq=seq, time_unix_us=int(at * 1e6), schema_id=1, f32=bytes(size))
 
 
+def newest(hub: SampleHub) -> profiler_pb2.SampleTick:
+    found = hub.newest("n1")
+    assert found is not None
+    return profiler_pb2.SampleTick.FromString(found[1])
+
+
 def seqs(wires: list[bytes]) -> list[int]:
     return [profiler_pb2.SampleTick.FromString(wire).seq for wire in wires]
 
@@ -42,8 +48,7 @@ def test_in_whatever_order_ticks_come_each_is_kept_once_in_its_place(order: list
         hub.add(tick(seq))
     assert seqs(hub.history("n1", 600)) == sorted(order)
     assert sorted(seqs(told)) == sorted(order), "a listener hears each once"
-    latest = hub.latest("n1")
-    assert latest is not None and latest.seq == max(order)
+    assert newest(hub).seq == max(order)
 
 
 def test_only_the_last_ten_minutes_are_kept_and_asked_for_by_time() -> None:
@@ -67,8 +72,7 @@ def test_a_clock_that_is_set_back_does_not_freeze_what_is_shown() -> None:
     hub = SampleHub()
     hub.add(tick(1, at_s=1_000))
     hub.add(tick(2, at_s=900))
-    latest = hub.latest("n1")
-    assert latest is not None and latest.seq == 2
+    assert newest(hub).seq == 2
 
 
 def test_age_counts_from_arrival_and_the_forgotten_have_none() -> None:
@@ -78,40 +82,51 @@ def test_age_counts_from_arrival_and_the_forgotten_have_none() -> None:
     now = 107.5
     assert hub.age_s("n1") == 7.5
     hub.forget("n1")
-    assert hub.age_s("n1") is None and hub.latest("n1") is None and hub.history("n1", 60) == []
+    assert hub.age_s("n1") is None and hub.newest("n1") is None and hub.history("n1", 60) == []
 
 
-def test_values_come_scaled_by_device_and_na_is_none() -> None:
-    hub = SampleHub()
-    hub.add_schema(SCHEMA)
-    hub.add(
-        profiler_pb2.SampleTick(
-            node="n1",
-            seq=1,
-            time_unix_us=1,
-            schema_id=1,
-            f32=struct.pack("<2f", 12.5, float("nan")),
-            i32=struct.pack("<2i", 615, NA_I32),
-            u64=struct.pack("<4Q", 10**12, 5, NA_U64, NA_U64),
-        )
+def test_values_come_scaled_by_device_and_na_is_left_out() -> None:
+    given = profiler_pb2.SampleTick(
+        f32=struct.pack("<2f", 12.5, float("nan")),
+        i32=struct.pack("<2i", 615, NA_I32),
+        u64=struct.pack("<4Q", 10**12, 5, NA_U64, NA_U64),
     )
-    names = ("utilization_percent", "energy_mj", "temperature_c", "throttle")
-    assert [hub.value("GPU-1", name) for name in names] == [12.5, 10**12, 61.5, 5]
-    assert [hub.value("GPU-2", name) for name in names] == [None] * 4
-    assert hub.value("GPU-1", "no such metric") is None and hub.value("GPU-9", "energy_mj") is None
+    first = {"utilization_percent": 12.5, "energy_mj": 10**12, "temperature_c": 61.5, "throttle": 5}
+    assert table(SCHEMA, given) == [first, {}]
 
 
 def test_a_tick_cut_short_is_na_not_an_error() -> None:
+    torn = profiler_pb2.SampleTick(f32=struct.pack("<f", 1.0) + b"x", u64=b"123")
+    assert table(SCHEMA, torn) == [{"utilization_percent": 1.0}, {}]
+
+
+def test_columns_of_a_type_that_only_a_newer_agent_knows_are_na() -> None:
+    newer = profiler_pb2.MetricSchema()
+    newer.CopyFrom(SCHEMA)
+    newer.columns.add(name="x", type=99)
+    assert table(newer, profiler_pb2.SampleTick(f32=struct.pack("<2f", 1, 2))) == [
+        {"utilization_percent": 1.0},
+        {"utilization_percent": 2.0},
+    ]
+
+
+def test_who_follows_hears_the_newest_and_not_what_comes_late() -> None:
+    hub, told = SampleHub(), []
+    end = hub.follow(lambda tick: told.append(tick.seq))
+    for seq in (5, 3, 5, 6):
+        hub.add(tick(seq))
+    end()
+    hub.add(tick(7))
+    assert told == [5, 6]
+
+
+def test_the_newest_comes_with_its_own_schema() -> None:
     hub = SampleHub()
+    hub.add(tick(1))
+    assert hub.newest("n1") == (b"", tick(1).SerializeToString()), "it is not known yet"
     hub.add_schema(SCHEMA)
-    hub.add(
-        profiler_pb2.SampleTick(
-            node="n1", seq=1, time_unix_us=1, schema_id=1, f32=struct.pack("<f", 1.0) + b"x", u64=b"123"
-        )
-    )
-    assert hub.value("GPU-1", "utilization_percent") == 1.0
-    assert hub.value("GPU-2", "utilization_percent") is None
-    assert hub.value("GPU-1", "energy_mj") is None
+    hub.add_schema(profiler_pb2.MetricSchema(node="n1", id=2))
+    assert hub.newest("n1") == (SCHEMA.SerializeToString(), tick(1).SerializeToString())
 
 
 def test_a_late_listener_gets_schemas_and_an_ended_one_nothing() -> None:

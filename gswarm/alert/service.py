@@ -25,6 +25,7 @@ from gswarm.v1 import common_pb2
 from gswarm.v1.alerts_pb2 import Alert
 from gswarm.v1.cluster_pb2 import Device, Node
 from gswarm.v1.common_pb2 import Event
+from gswarm.v1.profiler_pb2 import SampleTick
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
@@ -60,13 +61,12 @@ class AlertService:
         self._couriers = [
             Courier(host.store, sink, attempts=config.alerting.attempts) for sink in sinks(config.alerting)
         ]
-        self._thresholds = Thresholds(self.rules, lambda device_id: self.store.state.get(Device, device_id))
+        self._thresholds = Thresholds(self.rules, lambda key: self.store.state.get(Device, key), host.hub.schema)
         self._states = States(self.rules, host.hub.age_s, self._stale_s, STALE_S)
         self._happenings = Happenings(self.rules)
         self._changes: list[Change] = []
         self._gone: list[str] = []
         self._seen_event = 0
-        self._newest: dict[str, object] = {}
         self._wake = asyncio.Event()
 
     def _stale_s(self, node: str) -> float:
@@ -79,7 +79,7 @@ class AlertService:
         """Watch and tell until cancelled."""
         await self._restore()
         # Subscribed and looked over without a pause between: nothing is missed.
-        unsubscribe = [self.store.subscribe(self._on_batch), self.hub.subscribe(self._on_tick)]
+        unsubscribe = [self.store.subscribe(self._on_batch), self.hub.follow(self._on_tick)]
         self._look_over()
         try:
             async with asyncio.TaskGroup() as group:
@@ -106,16 +106,8 @@ class AlertService:
 
     # What is seen
 
-    def _on_tick(self, node: str, tick: bytes, schema: bytes | None) -> None:
-        if schema is not None:
-            self._thresholds.forget_layout(node)
-        newest = self.hub.latest(node)
-        # What comes late, after a cut, is history.
-        if not tick or newest is None or newest is self._newest.get(node):
-            return
-        self._newest[node] = newest
-        layout = self.hub.schema(node, newest.schema_id)
-        if layout is not None and (changes := self._thresholds.look(layout, newest)):
+    def _on_tick(self, tick: SampleTick) -> None:
+        if changes := self._thresholds.look(tick):
             self._changes += changes
             self._wake.set()
 
@@ -125,7 +117,6 @@ class AlertService:
                 case Device() as device if change.new is None:
                     self._leave(device.id)
                 case Node() as node if change.new is None:
-                    self._newest.pop(node.name, None)
                     self._thresholds.forget_layout(node.name)
                     self._leave(node.name)
                 case Device() as device:

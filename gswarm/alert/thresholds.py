@@ -41,7 +41,7 @@ class _Columns:
     rules: tuple[Rule, ...]
     """One a column of the arrays below; a metric with two rules has two."""
     at: NDArray[np.intp]
-    """Column in the tick of each rule."""
+    """Place in the tick of each device and rule."""
     sign: NDArray[np.float64]
     limit: NDArray[np.float64]
     """A cell turns when value * sign > limit; a cell that is not meant never does."""
@@ -54,7 +54,7 @@ class _Columns:
         raw: bytes = getattr(tick, self.slot)
         if len(raw) != len(self.devices) * self.width * int(self.dtype[2]):
             return None
-        return np.frombuffer(raw, self.dtype).reshape(len(self.devices), self.width)[:, self.at]
+        return np.frombuffer(raw, self.dtype).take(self.at)
 
     def set_cell(self, row: int, column: int, *, firing: bool) -> None:
         """Wait for the value to pass the limit, or to come back."""
@@ -78,11 +78,16 @@ class _Node:
 
 
 class Thresholds:
-    """All rules on metrics. `device` gives what the cluster knows of a device id."""
+    """All rules on metrics. `device` gives what the cluster knows of a device id, `schema` a node's schema of an id."""
 
-    def __init__(self, rules: Iterable[Rule], device: Callable[[str], cluster_pb2.Device | None]) -> None:
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        device: Callable[[str], cluster_pb2.Device | None],
+        schema: Callable[[str, int], profiler_pb2.MetricSchema | None],
+    ) -> None:
         self.rules = tuple(rule for rule in rules if rule.metric)
-        self._device = device
+        self._device, self._schema = device, schema
         self._nodes: dict[str, _Node] = {}
         self._firing: set[Key] = set()
         self._last_rise: dict[Key, int] = {}
@@ -99,7 +104,7 @@ class Thresholds:
         self._counted = dict(counted)
 
     def forget_layout(self, node: str) -> None:
-        """The node's columns or devices are others now: look at them anew with its next tick."""
+        """The node's devices are others now: look at them anew with its next tick."""
         self._nodes.pop(node, None)
 
     def forget(self, device_id: str) -> None:
@@ -109,10 +114,12 @@ class Thresholds:
                 del known[key]
         self._firing = {key for key in self._firing if key[1] != device_id}
 
-    def look(self, schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick) -> list[Change]:
+    def look(self, tick: profiler_pb2.SampleTick) -> list[Change]:
         """What a node's newest tick changes. Absent values change nothing: they neither fire nor resolve."""
         node = self._nodes.get(tick.node)
         if node is None or node.schema_id != tick.schema_id:
+            if (schema := self._schema(tick.node, tick.schema_id)) is None:
+                return []
             node = self._nodes[tick.node] = self._layout(schema, tick.schema_id)
         if not node.thresholds and not node.rises:
             return []
@@ -211,10 +218,10 @@ class Thresholds:
                 ]
                 if chosen:
                     scale = np.array([10.0**-column.scale for _, column, _ in chosen])
-                    shape = (len(schema.device_ids), len(chosen))
+                    rows, shape = np.arange(len(schema.device_ids)), (len(schema.device_ids), len(chosen))
                     made = _Columns(
                         slot, dtype, na, widths[slot], tuple(schema.device_ids), tuple(rule for _, _, rule in chosen),
-                        np.array([place for place, _, _ in chosen], np.intp), np.zeros(shape), np.full(shape, np.inf), scale,
+                        np.add.outer(rows * widths[slot], [place for place, _, _ in chosen]), np.zeros(shape), np.full(shape, np.inf), scale,
                     )  # fmt: skip
                     self._aim(made, schema.node)
                     groups.append(made)

@@ -38,8 +38,8 @@ class DataService(data_pb2_grpc.DataServicer):
         self.store = host.store
         self.nodes = host.nodes
         self._changed = asyncio.Event()
-        self.nodes.handle("location", self._located)
-        self.nodes.handle_progress(self._progressed)
+        self.nodes.reports.handle("location", self._located)
+        self.nodes.reports.handle_progress(self._progressed)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer."""

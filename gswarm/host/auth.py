@@ -51,6 +51,39 @@ ALLOWED: dict[str, frozenset[str]] = {
 INFERRERS = frozenset({"infer", "operator", "admin"})
 
 
+class Streams:
+    """The streams of one token: they end when it is revoked."""
+
+    __slots__ = ("_running", "is_revoked")
+
+    def __init__(self) -> None:
+        self.is_revoked = False
+        """Whether the token no longer counts."""
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def revoke(self) -> None:
+        """End them all."""
+        self.is_revoked = True
+        for task in self._running:
+            task.cancel()
+
+    async def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a stream's handler, here: a task of its own would cost memory for as long as a node is attached. Raises
+        what it raises, or UnauthenticatedError when the token is revoked first.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            await work
+        except asyncio.CancelledError:
+            if self.is_revoked and not task.uncancel():
+                raise _revoked() from None
+            raise
+        finally:
+            self._running.discard(task)
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks: the token's name and role; `node` is the only one an agent token may speak for, empty: any."""
@@ -58,8 +91,7 @@ class Caller:
     name: str
     role: str
     node: str = ""
-    revoked: asyncio.Event = field(default_factory=asyncio.Event, compare=False, repr=False)
-    """Set when the token no longer counts; streams end then."""
+    streams: Streams = field(default_factory=Streams, compare=False, repr=False)
 
 
 _CALLER: ContextVar[Caller] = ContextVar("caller")
@@ -179,7 +211,7 @@ class Auth:
         )
         if not request.meta.dry_run:
             for digest in [digest for digest, known in self._known.items() if known.name == request.name]:
-                self._known.pop(digest).revoked.set()
+                self._known.pop(digest).streams.revoke()
         return response
 
     async def tokens(self) -> list[cluster_pb2.TokenInfo]:
@@ -242,9 +274,9 @@ def _wrapped(handler: Any, who: Caller | GswarmError, method: str) -> Any:
 
             async def generator(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
                 try:
-                    revoked = _enter(who).revoked
+                    streams = _enter(who).streams
                     async for response in inner(request, context):
-                        if revoked.is_set():
+                        if streams.is_revoked:
                             raise _revoked()
                         yield response
                 except Exception as error:
@@ -255,7 +287,7 @@ def _wrapped(handler: Any, who: Caller | GswarmError, method: str) -> Any:
 
             async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
                 try:
-                    await _until(_enter(who).revoked, inner(request, context))
+                    await _enter(who).streams.run(inner(request, context))
                 except Exception as error:
                     await _abort(context, error, method)
 
@@ -283,26 +315,14 @@ def _unary(inner: Any, who: Caller | GswarmError, method: str) -> Any:
 def _enter(who: Caller | GswarmError) -> Caller:
     if isinstance(who, GswarmError):
         raise who
+    if who.streams.is_revoked:
+        raise _revoked()
     _CALLER.set(who)
     return who
 
 
 def _revoked() -> UnauthenticatedError:
     return UnauthenticatedError("this token was revoked", next="ask an admin for a new one")
-
-
-async def _until(revoked: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Run a stream's handler, unless its token is revoked first. Raises what it raises, or UnauthenticatedError."""
-    running, ended = asyncio.create_task(work), asyncio.create_task(revoked.wait())
-    try:
-        await asyncio.wait((running, ended), return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise _revoked()
-        await running
-    finally:
-        running.cancel()
-        ended.cancel()
-        await asyncio.gather(running, ended, return_exceptions=True)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:

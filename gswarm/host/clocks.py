@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 KEPT = 16
 """Exchanges looked back on, one every third heartbeat: about a minute and a half."""
@@ -23,7 +22,7 @@ class Offset:
 class Clock:
     """The estimate of one connection."""
 
-    _exchanges: deque[Offset] = field(default_factory=lambda: deque(maxlen=KEPT))
+    _exchanges: tuple[Offset, ...] = ()
 
     @property
     def offset(self) -> Offset | None:
@@ -45,5 +44,5 @@ class Clock:
         found = Offset((arrived_us - sent_us + answered_us - heard_us) // 2, delay // 2 + 1)
         best = self.offset
         if best is not None and abs(found.us - best.us) > found.error_us + best.error_us + SLACK_US:
-            self._exchanges.clear()
-        self._exchanges.append(found)
+            self._exchanges = ()
+        self._exchanges = (*self._exchanges[1 - KEPT :], found)

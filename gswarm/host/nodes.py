@@ -17,50 +17,25 @@ import grpc
 import grpc.aio
 
 from gswarm import __version__
-from gswarm.errors import (
-    ExhaustedError,
-    ForbiddenError,
-    GswarmError,
-    InvalidError,
-    RefusedError,
-    UnreachableError,
-)
+from gswarm.errors import ExhaustedError, ForbiddenError, InvalidError, RefusedError, UnreachableError
 from gswarm.host.auth import Caller, caller
 from gswarm.host.clocks import Offset
 from gswarm.host.connection import Connection
 from gswarm.host.desired import Desired
-from gswarm.host.membership import (
-    SILENT_BEATS,
-    HelloHandler,
-    clocks,
-    concerns,
-    fenced,
-    is_news,
-    join,
-    left,
-    lost,
-    put_devices,
-    put_processes,
-    skew,
-    store_seq,
-    stored_seq,
-)
+from gswarm.host.membership import SILENT_BEATS, HelloHandler, clocks, is_news, join, left, lost, skew
+from gswarm.host.reports import Reports
 from gswarm.host.samples import SampleHub
-from gswarm.host.store import Batch, Store, Transaction
-from gswarm.kinds import BY_KIND
+from gswarm.host.store import Batch, Store
 from gswarm.names import check_name
-from gswarm.v1 import agent_pb2, agent_pb2_grpc, cluster_pb2, common_pb2
+from gswarm.v1 import agent_pb2, agent_pb2_grpc, cluster_pb2
 from gswarm.v1.cluster_pb2 import Node
 
 log = logging.getLogger("gswarm.host")
 HEARTBEAT_S = 2.0
 TELL_BEATS = 3
 """We speak at every third beat: to many nodes that is most of what we send, and agents wait for five."""
-REPORT_GROUP = 256
 PHASE_SLOTS = 10
 Context = grpc.aio.ServicerContext[Any, Any]
-ReportHandler = Callable[[Transaction, str, agent_pb2.Report], None]
-ProgressHandler = Callable[[Transaction, str, agent_pb2.Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +61,10 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         self.store, self.hub = store, hub
         self.peer_token = secrets.token_urlsafe(32)
         self.desired = Desired(store)
+        self.reports = Reports(store)
         self.keeps_ticks: Callable[[str], bool] = lambda node: False
         """Whether a recording wants a node's ticks; then they are acknowledged by `ack_ticks`, else at once."""
         self._connections: dict[str, Connection] = {}
-        self._reports: dict[str, ReportHandler] = {}
-        self._progress: list[ProgressHandler] = []
         self._hellos: list[HelloHandler] = []
         self._heard: dict[str, float] = {}
         """When a node that is ready was last heard, monotonic, whether or not it is attached now."""
@@ -98,21 +72,8 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         self._stream_ids = itertools.count(1)
         self._tls: dict[str, ssl.SSLContext] = {}
         self._slots = itertools.count()
-        self.handle("devices", self._devices)
-        self.handle("event", self._event)
-        self.handle_progress(self._processes)
 
     # What rooms use
-
-    def handle(self, slot: str, handler: ReportHandler) -> None:
-        """Apply reports with this body; runs in the transaction that stores their sequence number."""
-        if slot in self._reports:
-            raise ValueError(f"reports of {slot} have a handler")
-        self._reports[slot] = handler
-
-    def handle_progress(self, handler: ProgressHandler) -> None:
-        """See every progress message; runs in a transaction that is not written to disk."""
-        self._progress.append(handler)
 
     def handle_hello(self, handler: HelloHandler) -> None:
         """See each attach inside the transaction that makes the node ready (leases to renew, for example)."""
@@ -199,7 +160,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         finally:
             unsubscribe()
             for connection in self._connections.values():
-                connection.closed.set()
+                connection.cut()
 
     def _tell_all(self) -> None:
         beat = agent_pb2.Heartbeat(time_unix_us=time.time_ns() // 1000, revision=self.store.state.revision)
@@ -229,7 +190,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             if silent_s <= limit:
                 continue
             if connection := self._connections.pop(node.name, None):
-                connection.closed.set()
+                connection.cut()
             if node.phase == cluster_pb2.NODE_PHASE_READY:
                 # A full disk must not keep heartbeats back: it is noticed again at the next.
                 with contextlib.suppress(ExhaustedError):
@@ -274,26 +235,15 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         first = await context.read()
         if not isinstance(first, agent_pb2.AttachRequest) or first.WhichOneof("body") != "hello":
             raise InvalidError("an agent says hello first")
-        connection = await self._welcome(first.hello, who)
+        connection = await self._welcome(first.hello, who, context)
         del first  # it would be held for as long as the node is here
-        reader = asyncio.create_task(self._read(connection, context), name=f"attach-read-{connection.node}")
-        writer = asyncio.create_task(self._write(connection, context), name=f"attach-write-{connection.node}")
-        applier = asyncio.create_task(self._apply_reports(connection), name=f"attach-apply-{connection.node}")
-        closed = asyncio.create_task(connection.closed.wait(), name=f"attach-closed-{connection.node}")
-        tasks: tuple[asyncio.Task[Any], ...] = (reader, writer, applier, closed)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in (reader, applier):
-                if task.done() and not task.cancelled() and (error := task.exception()):
-                    raise error
+            await connection.hold(self._read(connection, context))
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             if self._connections.get(connection.node) is connection:
                 del self._connections[connection.node]
 
-    async def _welcome(self, hello: agent_pb2.Hello, who: Caller) -> Connection:
+    async def _welcome(self, hello: agent_pb2.Hello, who: Caller, context: Context) -> Connection:
         name = check_name(hello.node.name, "node name")
         if who.node and who.node != name:
             raise ForbiddenError(f"this token may speak for node {who.node} only", why=f"the agent says it is {name}")
@@ -304,9 +254,9 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         self._fence(name, hello)
         slot = next(self._slots) % PHASE_SLOTS * (100 // PHASE_SLOTS)
         seq = await self.store.apply(join(hello, detail, self._hellos), actor=f"node:{name}", method="attach")
-        connection = Connection(name, hello.node.incarnation, hello.outbox)
+        connection = Connection(name, hello.node.incarnation, hello.outbox, context.write, self.reports.apply)
         if old := self._connections.get(name):
-            old.closed.set()
+            old.cut()
         self._connections[name], self._heard[name] = connection, time.monotonic()
         welcome = agent_pb2.Welcome(
             host_version=__version__,
@@ -338,11 +288,7 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             )
         log.info("node %s attached anew; its older stream is cut off", name)
 
-    async def _read(
-        self,
-        connection: Connection,
-        context: Context,
-    ) -> None:
+    async def _read(self, connection: Connection, context: Context) -> None:
         while True:
             message = await context.read()
             if not isinstance(message, agent_pb2.AttachRequest):
@@ -350,25 +296,23 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             self._heard[connection.node] = time.monotonic()
             match message.WhichOneof("body"):
                 case "tick":
-                    message.tick.node = connection.node
-                    self.hub.add(message.tick)
-                    connection.tick_seq = message.tick.seq
+                    tick = message.tick
+                    tick.node = connection.node
+                    self.hub.add(tick)
+                    connection.tick_seq = tick.seq
+                    del tick
                 case "heartbeat":
                     beat = message.heartbeat
                     if beat.echo_unix_us:
                         now_us = time.time_ns() // 1000
                         connection.clock.exchange(beat.echo_unix_us, beat.held_us, beat.time_unix_us, now_us)
                 case "report":
-                    await connection.reports.put(message.report)
+                    await connection.report(message.report)
                 case "schema":
                     message.schema.node = connection.node
                     self.hub.add_schema(message.schema)
                 case "progress":
-                    await self.store.apply(
-                        self._progressed(connection, message.progress),
-                        actor=f"node:{connection.node}",
-                        durable=False,
-                    )
+                    await self.reports.progress(connection, message.progress)
                 case "log":
                     asked, queue = self._logs.get(message.log.stream_id, ("", None))
                     if queue is not None and asked == connection.node:
@@ -379,93 +323,4 @@ class Nodes(agent_pb2_grpc.AgentServicer):
                     operation = left(connection, message.goodbye.reason)
                     await self.store.apply(operation, actor=f"node:{connection.node}", method="goodbye")
                     return
-
-    async def _write(
-        self,
-        connection: Connection,
-        context: Context,
-    ) -> None:
-        while True:
-            await context.write(await connection.queue.get())
-
-    async def _apply_reports(self, connection: Connection) -> None:
-        """Apply what was reported, many in one transaction, then acknowledge."""
-        while True:
-            group = [await connection.reports.get()]
-            while len(group) < REPORT_GROUP and not connection.reports.empty():
-                group.append(connection.reports.get_nowait())
-            try:
-                seq = await self._apply(connection, self._reported(connection, group))
-            except (UnreachableError, ExhaustedError):
-                raise  # the host cannot take anything now: the agent keeps them and tells again
-            except Exception:
-                # One bad report must not block those behind it for ever: find it, and put it on record instead.
-                for report in group:
-                    seq = await self._apply_or_record(connection, report)
-            connection.send(agent_pb2.AttachResponse(ack=agent_pb2.Ack(report_seq=seq)))
-
-    async def _apply(self, connection: Connection, operation: Callable[[Transaction], int]) -> int:
-        return await self.store.apply(operation, actor=f"node:{connection.node}", method="report")
-
-    async def _apply_or_record(self, connection: Connection, report: agent_pb2.Report) -> int:
-        try:
-            return await self._apply(connection, self._reported(connection, [report]))
-        except (UnreachableError, ExhaustedError):
-            raise
-        except Exception as error:
-            slot = report.WhichOneof("body") or "empty"
-            log.exception("a %s report of node %s cannot be applied", slot, connection.node)
-            why = str(error) if isinstance(error, GswarmError) else f"{type(error).__name__}, see gswarm logs host"
-
-            def record(tx: Transaction) -> int:
-                if not fenced(tx, connection) and report.seq > stored_seq(tx, connection.node, connection.outbox):
-                    node = tx.get(Node, connection.node)
-                    text = f"a {slot} report of {connection.node} was not applied: {why}"
-                    tx.event("report.refused", text, subject=node, severity=common_pb2.SEVERITY_ERROR)
-                    store_seq(tx, connection, report.seq)
-                return stored_seq(tx, connection.node, connection.outbox)
-
-            return await self._apply(connection, record)
-
-    def _reported(self, connection: Connection, group: list[agent_pb2.Report]) -> Callable[[Transaction], int]:
-        def operation(tx: Transaction) -> int:
-            last = stored_seq(tx, connection.node, connection.outbox)
-            if fenced(tx, connection):
-                return last
-            for report in group:
-                if report.seq <= last:
-                    continue  # told again after a cut
-                last = report.seq
-                slot = report.WhichOneof("body") or ""
-                if not concerns(tx, connection.node, report):
-                    continue
-                if handler := self._reports.get(slot):
-                    handler(tx, connection.node, report)
-                else:
-                    log.warning("node %s reported %r, which this host does not know", connection.node, slot)
-            store_seq(tx, connection, last)
-            return last
-
-        return operation
-
-    def _progressed(self, connection: Connection, progress: agent_pb2.Progress) -> Callable[[Transaction], None]:
-        def operation(tx: Transaction) -> None:
-            if not fenced(tx, connection):
-                for handler in self._progress:
-                    handler(tx, connection.node, progress)
-
-        return operation
-
-    def _devices(self, tx: Transaction, node: str, report: agent_pb2.Report) -> None:
-        put_devices(tx, node, list(report.devices.devices))
-
-    def _processes(self, tx: Transaction, node: str, progress: agent_pb2.Progress) -> None:
-        for told in progress.processes:
-            put_processes(tx, node, told)
-
-    def _event(self, tx: Transaction, node: str, report: agent_pb2.Report) -> None:
-        told = report.event
-        subject = None
-        if (info := BY_KIND.get(told.subject_kind)) and info.key_field and told.subject:
-            subject = info.message(**{info.key_field: told.subject})
-        tx.event(told.type, told.message, subject=subject, severity=told.severity or common_pb2.SEVERITY_INFO)
+            del message  # most of an attached node's life passes in waiting for the next

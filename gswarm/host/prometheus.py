@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gswarm import __version__
 from gswarm.host import dcgm
 from gswarm.host.exposition import F32_DIGITS, F64_DIGITS, Page, exposed, labels, number, scaled
-from gswarm.host.samples import columns
+from gswarm.host.samples import table
 from gswarm.host.selection import enum_word
 from gswarm.v1 import alerts_pb2, cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2
 
@@ -33,7 +33,8 @@ class _Seen:
     nodes: list[cluster_pb2.Node]
     ages: Mapping[str, float]
     devices: Mapping[str, cluster_pb2.Device]
-    samples: list[tuple[profiler_pb2.MetricSchema, profiler_pb2.SampleTick]]
+    samples: list[tuple[bytes, bytes]]
+    """Serialised schema and newest tick of each node that is heard."""
     tasks: list[queue_pb2.Task]
     services: list[models_pb2.Service]
     sessions: list[profiler_pb2.Session]
@@ -53,14 +54,10 @@ def _see(host: HostContext) -> _Seen:
     state, hub = host.store.state, host.hub
     samples = []
     for node in hub.nodes():
-        tick = hub.latest(node)
-        schema = hub.schema(node, tick.schema_id) if tick is not None else None
-        age = hub.age_s(node)
-        if tick is None or schema is None or age is None:
-            continue
+        newest, age = hub.newest(node), hub.age_s(node)
         # What a node said before it fell silent is not what is so now.
-        if age <= max(STALE_S, STALE_TICKS * host.nodes.desired.longest_s(node)):
-            samples.append((schema, tick))
+        if newest and age is not None and age <= max(STALE_S, STALE_TICKS * host.nodes.desired.longest_s(node)):
+            samples.append(newest)
     nodes = list(state.list(cluster_pb2.Node))
     return _Seen(
         started_s=host.started_at.timestamp(),
@@ -187,31 +184,39 @@ def _devices(seen: _Seen, made: Page) -> None:
     up = made.family("gswarm_device_up", "gauge", "1 when the driver answers for the device.")
     ready = cluster_pb2.DEVICE_PHASE_READY
     up += [f"gswarm_device_up{of[d.id]} {int(d.phase == ready)}" for d in seen.devices.values()]
-    for schema, tick in seen.samples:
-        rows = [(row, of[key]) for row, key in enumerate(schema.device_ids) if key in of]
-        for column, values in columns(schema, tick):
+    samples = [_read(schema, tick) for schema, tick in seen.samples]
+    for schema, values in samples:
+        rows = [(values[row], of[key]) for row, key in enumerate(schema.device_ids) if key in of]
+        for column in schema.columns:
             metric = exposed(column.name, counts=column.type == profiler_pb2.COLUMN_TYPE_COUNTER_U64)
             lines, digits = made.family(metric.name, metric.kind, metric.help), _digits(column)
-            for row, pairs in rows:
-                if (value := values[row]) is not None:
+            for given, pairs in rows:
+                if (value := given.get(column.name)) is not None:
                     told = number(scaled(value, metric.multiply, metric.divide), digits)
                     lines.append(f"{metric.name}{pairs} {told}")
     if seen.dcgm_names:
-        _dcgm(seen, made)
+        _dcgm(seen, samples, made)
+
+
+def _read(schema: bytes, tick: bytes) -> tuple[profiler_pb2.MetricSchema, list[dict[str, float | int]]]:
+    parsed = profiler_pb2.MetricSchema.FromString(schema)
+    return parsed, table(parsed, profiler_pb2.SampleTick.FromString(tick))
 
 
 def _digits(column: profiler_pb2.MetricColumn) -> int:
     return F32_DIGITS if column.type == profiler_pb2.COLUMN_TYPE_GAUGE_F32 else F64_DIGITS
 
 
-def _dcgm(seen: _Seen, made: Page) -> None:
+def _dcgm(
+    seen: _Seen, samples: list[tuple[profiler_pb2.MetricSchema, list[dict[str, float | int]]]], made: Page
+) -> None:
     gpus = {d.id: dcgm.labels_of(d) for d in seen.devices.values() if d.kind != cluster_pb2.DEVICE_KIND_CPU}
-    for schema, tick in seen.samples:
-        rows = [(row, gpus[key]) for row, key in enumerate(schema.device_ids) if key in gpus]
-        for column, values in columns(schema, tick):
+    for schema, values in samples:
+        rows = [(values[row], gpus[key]) for row, key in enumerate(schema.device_ids) if key in gpus]
+        for column in schema.columns:
             if (field := dcgm.FIELDS.get(column.name)) is None:
                 continue
             lines, digits = made.family(field.name, field.kind, field.help), _digits(column)
-            for row, pairs in rows:
-                if (value := values[row]) is not None:
+            for given, pairs in rows:
+                if (value := given.get(column.name)) is not None:
                     lines.append(f"{field.name}{pairs} {number(dcgm.value_of(field, value), digits)}")

@@ -31,9 +31,9 @@ class ModelService(models_pb2_grpc.ModelsServicer):
 
     def __init__(self, host: HostContext) -> None:
         self.host, self.store = host, host.store
-        host.nodes.handle("placement", self._placed)
-        host.nodes.handle("service", self._served)
-        host.nodes.handle_progress(self._progressed)
+        host.nodes.reports.handle("placement", self._placed)
+        host.nodes.reports.handle("service", self._served)
+        host.nodes.reports.handle_progress(self._progressed)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer."""

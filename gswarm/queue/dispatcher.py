@@ -261,10 +261,9 @@ class Dispatcher:
             if self.nodes.connected(d.node) and d.phase != cluster_pb2.DEVICE_PHASE_LOST
         }
         # A processor is shared with everything else; a GPU is planned as one server's.
-        devices = {
-            key: seam.Device(key, d.memory_bytes, shared=d.kind == cluster_pb2.DEVICE_KIND_CPU)
-            for key, d in found.items()
-        }
+        made = (seam.Device(d.id, d.memory_bytes, shared=d.kind == cluster_pb2.DEVICE_KIND_CPU) for d in found.values())
+        # What has not changed stays the object that the strategy holds: of a large cluster there are thousands.
+        devices = {d.id: known if (known := self._devices.get(d.id)) == d else d for d in made}
         wanted = {task.model for task in self._unfinished.values() if task.type == INFERENCE}
         stored = {(p.model, p.node) for p in state.list(Placement) if p.phase == models_pb2.PLACEMENT_PHASE_STORED}
         models = {m.name: self._model(m, found, stored) for m in state.list(Model) if m.name in wanted}

@@ -32,8 +32,8 @@ class QueueService(queue_pb2_grpc.QueueServicer):
         self.host, self.store, self.nodes = host, host.store, host.nodes
         self.dispatcher = Dispatcher(host)
         self._submitting = 0
-        host.nodes.handle("task", transitions.reported)
-        host.nodes.handle_progress(self._progressed)
+        host.nodes.reports.handle("task", transitions.reported)
+        host.nodes.reports.handle_progress(self._progressed)
         host.nodes.handle_hello(_hello)
 
     def register(self, server: grpc.aio.Server) -> None:
