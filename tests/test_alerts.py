@@ -22,7 +22,7 @@ from gswarm.alert.types import Alert
 from gswarm.cluster.types import Device, Event, Kind, Severity
 from gswarm.config import AlertingConfig, Config
 from gswarm.errors import InvalidError
-from gswarm.host.store import Store
+from gswarm.host.store import Store, Transaction
 from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2
 from tests.support.cluster import PORTS, Cluster, cluster, seen
 from tests.support.killing import eventually
@@ -196,6 +196,22 @@ async def test_default_rules_can_be_switched_off(tmp_path: Path) -> None:
         async with running.swarm.mirror((Device,)) as mirror:
             await seen(mirror, lambda: [d.phase.value for d in mirror.rows(Device).values()], lambda p: "lost" in p)
         assert list(await alerts(running, bool)) == ["warm/SIM-n1-0"]
+
+
+async def test_what_happened_before_there_was_a_rule_for_it_is_no_news(tmp_path: Path) -> None:
+    def happens(tx: Transaction) -> None:
+        tx.event("lunch.over", "lunch is over", subject=cluster_pb2.Node(name="n1"))
+
+    async with cluster(tmp_path, config(WARM)) as running, running.agent("n1", "1xH100"):
+        await alerts(running, bool)  # the rules are followed
+        await running.context.store.apply(happens, actor="test")
+    lunch = Rule("lunch", When.EVENT, "lunch.over")
+    async with cluster(tmp_path, config(lunch, WARM)) as running, running.agent("n1", "1xH100"):
+        async with running.swarm.mirror((Device,)) as mirror:
+            await seen(mirror, lambda: len(mirror.samples), bool)
+        assert list(await alerts(running, bool)) == ["warm/SIM-n1-0"]
+        await running.context.store.apply(happens, actor="test")
+        await alerts(running, lambda ids: ids == ["lunch/n1", "warm/SIM-n1-0"])
 
 
 async def test_rules_that_cannot_be_stop_the_host_before_it_starts(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 
 from gswarm.alert.rules import Rule, State, When
@@ -108,9 +109,18 @@ class Happenings:
         """Whether any rule is on events of this type."""
         return event.type in self._rules
 
-    def see(self, event: common_pb2.Event, device: cluster_pb2.Device | None, node: str) -> Iterator[Change]:
-        """An event, and the device or node that it is about."""
+    @property
+    def names(self) -> AbstractSet[str]:
+        """Of all rules on events."""
+        return self._by_name.keys()
+
+    def see(
+        self, event: common_pb2.Event, device: cluster_pb2.Device | None, node: str, rules: AbstractSet[str]
+    ) -> Iterator[Change]:
+        """An event, the device or node that it is about, and the names of the rules that it is news to."""
         for rule in self._rules.get(event.type, ()):
+            if rule.name not in rules:
+                continue
             if device is not None:
                 meant = rule.on.takes(alias=device.alias, device_id=device.id, node=device.node, model=device.name)
             else:

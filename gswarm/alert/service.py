@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ LOOK_S = 1.0
 STALE_S, STALE_TICKS = 10.0, 3
 """An attached node is stale when nothing has come for so long, or for so many of its sampling intervals."""
 _COUNTED = "alert.counted."
-_SEEN = "alert.events_seen"
+_SEEN, _KNOWN = "alert.events_seen", "alert.event_rules"
 _SEVERITIES = {
     Severity.INFO: common_pb2.SEVERITY_INFO,
     Severity.WARNING: common_pb2.SEVERITY_WARNING,
@@ -67,6 +68,8 @@ class AlertService:
         self._changes: list[Change] = []
         self._gone: list[str] = []
         self._seen_event = 0
+        self._new: set[str] = set()
+        """Rules on events that no earlier host had: what happened before them is no news."""
         self._wake = asyncio.Event()
 
     def _stale_s(self, node: str) -> float:
@@ -128,7 +131,7 @@ class AlertService:
                     self._states.see_node(node, batch.time)
                     self._wake.set()
                 case Event() as event if change.new is not None and self._happenings.concerns(event):
-                    self._happen(event)
+                    self._happen(event, self._happenings.names)
 
     def _leave(self, subject: str) -> None:
         for part in (self._thresholds, self._states, self._happenings):
@@ -136,11 +139,11 @@ class AlertService:
         self._gone.append(subject)
         self._wake.set()
 
-    def _happen(self, event: Event) -> None:
+    def _happen(self, event: Event, rules: AbstractSet[str]) -> None:
         self._seen_event = max(self._seen_event, int(event.id))
         device = self.store.state.get(Device, event.subject)
         node = event.subject if event.subject_kind == common_pb2.KIND_NODE else ""
-        self._changes += self._happenings.see(event, device, device.node if device is not None else node)
+        self._changes += self._happenings.see(event, device, device.node if device is not None else node, rules)
         self._wake.set()
 
     def _look_at_nodes(self) -> None:
@@ -156,20 +159,24 @@ class AlertService:
         self._look_at_nodes()
         for event in self.store.state.list(Event):
             if int(event.id) > self._seen_event and self._happenings.concerns(event):
-                self._happen(event)
+                self._happen(event, self._happenings.names - self._new)
 
     # What is kept
 
     async def _restore(self) -> None:
-        def operation(tx: Transaction) -> tuple[list[tuple[str, bytes]], int]:
-            seen = tx.get_value(_SEEN)
+        names = self._happenings.names
+
+        def operation(tx: Transaction) -> tuple[list[tuple[str, bytes]], int, set[str]]:
+            seen, known = tx.get_value(_SEEN), tx.get_value(_KNOWN)
             if seen is None:
                 # The first start with alerts: what is over is no news.
                 seen = str(max((int(event.id) for event in tx.list(Event)), default=0)).encode()
                 tx.put_value(_SEEN, seen)
-            return list(tx.list_values(_COUNTED)), int(seen)
+            tx.put_value(_KNOWN, "\n".join(sorted(names)).encode())
+            new = names - set(known.decode().split("\n")) if known is not None else set()
+            return list(tx.list_values(_COUNTED)), int(seen), set(new)
 
-        values, self._seen_event = await self.store.insist(operation, method="alerts")
+        values, self._seen_event, self._new = await self.store.insist(operation, method="alerts")
         counted = {_key(name.removeprefix(_COUNTED)): int(value) for name, value in values}
         firing: dict[tuple[str, str], datetime] = {}
         known = {rule.name: rule for rule in self.rules}
