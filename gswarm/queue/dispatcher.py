@@ -32,7 +32,8 @@ from gswarm.v1.queue_pb2 import Lane, Plan, Task, Workflow
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
-    from gswarm.host.store import Batch, Changed, Transaction
+    from gswarm.host.state import Batch, Changed
+    from gswarm.host.transaction import Transaction
 
 log = logging.getLogger("gswarm.host")
 TICK_S = 1.0

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 
-from gswarm.host.store import Transaction
+from gswarm.host.transaction import Transaction
 
 PREFIX = "history:"
 DEFAULT_RUN_S = 5.0

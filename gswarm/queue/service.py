@@ -18,7 +18,7 @@ from gswarm.v1.queue_pb2 import Task, Workflow
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
-    from gswarm.host.store import Transaction
+    from gswarm.host.transaction import Transaction
 
 Context = grpc.aio.ServicerContext[Any, Any]
 WORKFLOWS_AT_ONCE = 1_000

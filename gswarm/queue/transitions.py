@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 from gswarm.errors import ExhaustedError, NotFoundError, RefusedError
-from gswarm.host.store import Transaction
+from gswarm.host.transaction import Transaction
 from gswarm.queue.references import Json
 from gswarm.v1 import agent_pb2, common_pb2, queue_pb2
 from gswarm.v1.queue_pb2 import Task, Workflow
