@@ -50,7 +50,7 @@ class QueueService(queue_pb2_grpc.QueueServicer):
     async def Submit(self, request: queue_pb2.SubmitRequest, context: Context) -> queue_pb2.SubmitResponse:
         """Accept workflows whole, or none."""
         check(request)
-        asked, known = transitions.asked_tasks(request), self.dispatcher.unfinished + self._submitting
+        asked, known = transitions.asked_tasks(request), len(self.dispatcher.unfinished) + self._submitting
         operation = transitions.submit(request, unfinished=known, limit=self.host.config.host.queue_limit)
         self._submitting += asked
         try:
