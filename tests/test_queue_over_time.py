@@ -1,4 +1,4 @@
-"""What time does to the queue: leases that are not renewed are taken back, old finished workflows leave the watch."""
+"""What time does to the queue: lost leases are taken back, old workflows leave the watch, the plan on show is renewed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import pytest
 
 from gswarm.host.store import Store
 from gswarm.host.transaction import Operation, Transaction
-from gswarm.queue import archive, deadlines, transitions
+from gswarm.queue import archive, deadlines, shown_plan, transitions
 from gswarm.queue.archive import Archive
 from gswarm.queue.deadlines import Deadlines
+from gswarm.queue.durations import History
+from gswarm.queue.shown_plan import PLAN_S, ShownPlan
 from gswarm.queue.transitions import DONE, LEASE_S, READY, RUNNING
 from gswarm.queue.workflow import build
+from gswarm.scheduler import strategy
 from gswarm.v1 import agent_pb2, common_pb2, queue_pb2
 from gswarm.v1.common_pb2 import Event
-from gswarm.v1.queue_pb2 import Task, Workflow
+from gswarm.v1.queue_pb2 import Plan, Task, Workflow
 
 FLOW = build({"name": "f", "actions": [{"id": "a", "type": "inference", "model": "m", "prompt": "hi"}]})
 
@@ -104,3 +107,32 @@ async def test_a_workflow_put_back_to_work_stays(tmp_path: Path, monkeypatch: py
         await store.apply(lambda tx: transitions.retry(tx, ["1"]), actor="t")
         await old.tidy(unfinished=0)
         assert phases(store) == [READY]
+
+
+async def test_a_plan_is_shown_anew_when_it_is_outdated_and_not_too_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(shown_plan, "time", clock)
+    async with Store(tmp_path) as store:
+        shown = ShownPlan(store, strategy.create("online", wait_bound_s=60), History())
+
+        async def ready() -> int:
+            await shown.refresh(clock.now, {t.id: t for t in store.state.list(Task)}, {})
+            plan = store.state.get(Plan, "plan")
+            assert plan is not None
+            return plan.ready
+
+        assert await ready() == 0
+        await submit(store, 2)
+        clock.now += PLAN_S
+        assert await ready() == 0, "no one has said that something changed"
+        shown.outdated()
+        assert await ready() == 2
+        await submit(store, 1)
+        shown.outdated()
+        clock.now += PLAN_S / 2
+        assert await ready() == 2, "too soon"
+        clock.now += PLAN_S
+        assert await ready() == 3
