@@ -23,6 +23,7 @@ from gswarm.host.samples import SampleHub
 from gswarm.mirror import samples_at
 from gswarm.v1 import profiler_pb2
 from tests.support.cluster import cluster, seen
+from tests.support.console import screen
 from tests.support.swarm import NOON, FakeFeed, FakeSwarm
 
 GPU = "SIM-1-0"
@@ -68,11 +69,6 @@ async def console(width: int = 120) -> AsyncIterator[tuple[Console, PastFeed, Pi
         yield app, feed, pilot
 
 
-def line(app: Console, number: int) -> str:
-    strips = app.screen._compositor.render_full_update().strips
-    return "".join(segment.text for strip in strips[number] for segment in strip)
-
-
 async def until(pilot: Pilot[None], what: Callable[[], bool]) -> None:
     for _ in range(200):
         await pilot.pause(0.02)
@@ -87,11 +83,11 @@ def moment(app: Console) -> datetime | None:
 
 async def test_keys_go_back_and_the_screen_says_what_is_of_then_and_what_of_now() -> None:
     async with console() as (app, _feed, pilot):
-        assert "live" in line(app, 0) and moment(app) is None
+        assert "live" in screen(app)[0] and moment(app) is None
         now = app.snapshot.samples[GPU]
         await pilot.press("comma")
         await until(pilot, lambda: moment(app) == NOON - timedelta(seconds=1))
-        first = line(app, 0)
+        first = screen(app)[0]
         assert "past" in first and "samples of" in first and "paused" in first and "state of now" in first
         assert app.snapshot.samples[GPU]["gpu_util_percent"] == 1 and app.snapshot.now == NOON
         assert app.snapshot.tasks and app.view is not None and app.view.devices[0].age_s == 0
@@ -102,7 +98,7 @@ async def test_keys_go_back_and_the_screen_says_what_is_of_then_and_what_of_now(
         assert shown[0].word == "now"
         await pilot.press("backspace")
         await until(pilot, lambda: moment(app) is None)
-        assert "live" in line(app, 0) and app.snapshot.samples[GPU] == now
+        assert "live" in screen(app)[0] and app.snapshot.samples[GPU] == now
 
 
 async def test_the_oldest_moment_is_ten_minutes_ago_and_reaching_the_present_is_live_again() -> None:
@@ -126,7 +122,7 @@ async def test_it_jumps_between_events_plays_and_goes_to_a_time() -> None:
         await until(pilot, lambda: moment(app) == NOON - timedelta(minutes=8))
         await pilot.press("plus", "space")
         await until(pilot, lambda: (at := moment(app)) is not None and at > NOON - timedelta(minutes=8))
-        assert "×2" in line(app, 0)
+        assert "×2" in screen(app)[0]
 
 
 async def test_a_page_says_so_too() -> None:
@@ -134,12 +130,12 @@ async def test_a_page_says_so_too() -> None:
         await pilot.press("comma")
         await until(pilot, lambda: moment(app) is not None)
         app.open_subject("device", GPU)
-        await until(pilot, lambda: "past" in line(app, 0))
-        assert "state of now" in line(app, 0)
+        await until(pilot, lambda: "past" in screen(app)[0])
+        assert "state of now" in screen(app)[0]
         await pilot.press("comma")
         await until(pilot, lambda: moment(app) == NOON - timedelta(seconds=2))
         await pilot.press("backspace")
-        await until(pilot, lambda: "past" not in line(app, 0))
+        await until(pilot, lambda: "past" not in screen(app)[0])
 
 
 async def test_a_host_that_cannot_be_asked_leaves_the_present_on_screen() -> None:
@@ -147,7 +143,7 @@ async def test_a_host_that_cannot_be_asked_leaves_the_present_on_screen() -> Non
         feed.is_away = True
         await pilot.press("comma")
         await until(pilot, lambda: bool(feed.asked) and not feed.player.is_on)
-        assert moment(app) is None and "live" in line(app, 0)
+        assert moment(app) is None and "live" in screen(app)[0]
 
 
 async def test_keys_of_the_past_are_other_keys_while_it_is_off() -> None:

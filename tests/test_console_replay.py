@@ -16,6 +16,7 @@ from textual.pilot import Pilot
 
 from gswarm.cluster.types import Event, Severity
 from gswarm.errors import GswarmError
+from tests.support.console import screen
 from tests.support.swarm import NOON, FakeMirror, FakeSwarm
 
 
@@ -56,18 +57,13 @@ async def until(pilot: Pilot[None], app: Console, feed: ReplayFeed) -> None:
     raise AssertionError(f"at {feed.position}, shown {app.snapshot.now}")
 
 
-def first_line(app: Console) -> str:
-    strips = app.screen._compositor.render_full_update().strips
-    return "".join(segment.text for strip in strips[0] for segment in strip)
-
-
 async def test_keys_move_the_clock() -> None:
     feed = ReplayFeed(FakeRecording())
     feed.is_paused = True
     app = Console(feed)
     async with app.run_test(size=(120, 40)) as pilot:
         await until(pilot, app, feed)
-        assert "replay run-42" in first_line(app) and "paused" in first_line(app)
+        assert "replay run-42" in screen(app)[0] and "paused" in screen(app)[0]
         for key, offset in (("right", 10), ("shift+right", 70), ("left", 60), ("full_stop", 61), ("comma", 60)):
             await pilot.press(key)
             await until(pilot, app, feed)

@@ -140,8 +140,8 @@ async def test_work_that_comes_before_its_service_is_adopted_waits_and_never_fai
         for placement in await running.swarm.model.download("a", source="simulated:1GiB"):
             await running.swarm.wait(download_done, placement, timeout=30)
         await done(running, await submitted(running, tmp_path, ask("first")))
-        (name,) = agent.models._ready
-        adopted_later = agent.models._ready.pop(name)
+        (name,) = agent.models.services._ready
+        adopted_later = agent.models.services._ready.pop(name)
         asked = await running.swarm.queue.submit(flow(tmp_path, ask("early"), name="second"))
         async with running.swarm.mirror((Task,), samples=False) as mirror:
 
@@ -149,7 +149,7 @@ async def test_work_that_comes_before_its_service_is_adopted_waits_and_never_fai
                 return next((t for t in mirror.rows(Task).values() if t.action == "early"), None)
 
             await seen(mirror, early, lambda t: t is not None and t.attempt > 1)
-        agent.models._ready[name] = adopted_later
+        agent.models.services._ready[name] = adopted_later
         assert (await done(running, asked))["early"].phase is TaskPhase.DONE
 
 

@@ -134,17 +134,17 @@ class World:
             nodes=SimpleNamespace(connected=lambda name: name in ready),
         )
         live = dispatcher.Dispatcher(cast(Any, host))
-        live._learn_all()
-        places = live._places()
+        live.take_stock()
+        news = live.news()
         view = planning.View(
             now=NOW,
             clock=live.now(),
             devices=self.proto(Device, "id"),
-            services={s.name: s for s in self.state.list(Service) if s.name in live._servers},
-            tasks=live._unfinished,
-            servers=live._servers,
+            services={s.name: s for s in self.state.list(Service) if s.name in live.places.servers},
+            tasks=live.unfinished,
+            servers=live.places.servers,
             history=live.history,
-            strategy=Informed(live.strategy, [*live._events, *places]),
+            strategy=Informed(live.strategy, news),
         )
         return planning.make(view)
 

@@ -21,7 +21,9 @@ from gswarm.host import nodes as module
 from gswarm.host.auth import Auth, Caller, Interceptor
 from gswarm.host.nodes import Nodes
 from gswarm.host.samples import SampleHub
-from gswarm.host.store import Batch, Store, Transaction
+from gswarm.host.state import Batch
+from gswarm.host.store import Store
+from gswarm.host.transaction import Transaction
 from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2, models_pb2, profiler_pb2
 from gswarm.v1.agent_pb2_grpc import AgentStub
 from tests.support.proxy import Proxy

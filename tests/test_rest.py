@@ -18,7 +18,7 @@ import gswarm
 from gswarm.config import Config, HostConfig
 from gswarm.errors import ForbiddenError, UnreachableError
 from gswarm.host.server import HostContext, host
-from gswarm.host.store import Transaction
+from gswarm.host.transaction import Transaction
 from gswarm.v1 import cluster_pb2, models_pb2
 
 API = "/api/v1"

@@ -14,7 +14,7 @@ import pytest
 from gswarm.cluster.types import Event
 from gswarm.config import Config, ProfilerConfig
 from gswarm.errors import InvalidError
-from gswarm.host.store import Transaction
+from gswarm.host.transaction import Transaction
 from gswarm.profiler import retention
 from gswarm.profiler.types import SessionPhase
 from gswarm.v1 import profiler_pb2

@@ -17,7 +17,7 @@ import pytest
 from gswarm.cluster.types import Device, Event
 from gswarm.errors import ExhaustedError, InvalidError, NotFoundError, RefusedError
 from gswarm.host import store
-from gswarm.host.store import Transaction
+from gswarm.host.transaction import Transaction
 from gswarm.profiler import history, recorder
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.journal import Record, Writer, scan

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from gswarm.errors import ExhaustedError, GswarmError, NotFoundError, RefusedError
 from gswarm.host import database
 from gswarm.host.state import Batch
-from gswarm.host.store import Operation, Store, Transaction
+from gswarm.host.store import Store
+from gswarm.host.transaction import Operation, Transaction
 from gswarm.v1 import cluster_pb2, common_pb2, models_pb2, queue_pb2
 
 
@@ -274,7 +275,7 @@ async def test_archived_objects_leave_the_state_and_are_found_newest_first(tmp_p
 
 
 async def test_the_newest_events_are_watched_and_all_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gswarm.host.store.WATCHED_EVENTS", 10)
+    monkeypatch.setattr("gswarm.host.transaction.WATCHED_EVENTS", 10)
     for start in (1, 16):
         async with Store(tmp_path) as store:
             for number in range(start, start + 15):

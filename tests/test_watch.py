@@ -17,7 +17,8 @@ from gswarm.cluster.types import Node
 from gswarm.errors import InvalidError
 from gswarm.host import watch
 from gswarm.host.samples import SampleHub
-from gswarm.host.store import Operation, Store, Transaction
+from gswarm.host.store import Store
+from gswarm.host.transaction import Operation, Transaction
 from gswarm.host.watch import Watcher
 from gswarm.mirror import Samples, Tables
 from gswarm.v1 import cluster_pb2, common_pb2, profiler_pb2

@@ -16,7 +16,7 @@ from gswarm.v1 import cluster_pb2, cluster_pb2_grpc, data_pb2, models_pb2
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
-    from gswarm.host.store import Transaction
+    from gswarm.host.transaction import Transaction
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -22,7 +22,8 @@ from gswarm.v1.data_pb2 import Chunk, Location
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
-    from gswarm.host.store import Batch, Transaction
+    from gswarm.host.state import Batch
+    from gswarm.host.transaction import Transaction
 
 R = TypeVar("R", bound=Message)
 

@@ -20,7 +20,8 @@ from gswarm.names import check_name, near
 from gswarm.v1 import cluster_pb2, common_pb2
 
 if TYPE_CHECKING:
-    from gswarm.host.store import Store, Transaction
+    from gswarm.host.store import Store
+    from gswarm.host.transaction import Transaction
 
 log = logging.getLogger("gswarm.host")
 PREFIX = "token:"

@@ -10,7 +10,7 @@ from gswarm import __version__
 from gswarm.errors import RefusedError
 from gswarm.host.clocks import Offset
 from gswarm.host.connection import Connection
-from gswarm.host.store import Transaction
+from gswarm.host.transaction import Transaction
 from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2
 from gswarm.v1.cluster_pb2 import Device, Node
 from gswarm.v1.models_pb2 import Placement, Service

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from gswarm.errors import InvalidError, NotFoundError, RefusedError
-from gswarm.host.store import Transaction
+from gswarm.host.transaction import Transaction
 from gswarm.model.backends import NAMES, backend
 from gswarm.model.sources.source import check, simulated_size, without_secrets
 from gswarm.names import check_name, near

@@ -18,7 +18,7 @@ from gswarm.v1.models_pb2 import Model, Placement, Service
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
-    from gswarm.host.store import Transaction
+    from gswarm.host.transaction import Transaction
 
 Context = grpc.aio.ServicerContext[Any, Any]
 R = TypeVar("R")

@@ -6,7 +6,12 @@ import json
 import math
 from dataclasses import dataclass, field
 
-from gswarm.host.store import Transaction
+from gswarm.host.state import Changed, State
+from gswarm.host.transaction import Transaction
+from gswarm.v1 import models_pb2, queue_pb2
+from gswarm.v1.cluster_pb2 import Device
+from gswarm.v1.models_pb2 import Service
+from gswarm.v1.queue_pb2 import Task
 
 PREFIX = "history:"
 DEFAULT_RUN_S = 5.0
@@ -63,3 +68,28 @@ class History:
 def read(tx: Transaction) -> list[tuple[str, bytes]]:
     """Everything kept."""
     return list(tx.list_values(PREFIX))
+
+
+def kind_of(device: Device | None) -> str:
+    """What run times are kept by: the device's product name."""
+    return device.name if device is not None else "unknown"
+
+
+def measured(state: State, change: Changed) -> tuple[str, str, str, float] | None:
+    """What a change tells of how long something took: an inference that is done, a service that has become ready.
+
+    Gives what `History.add` takes.
+    """
+    new, old = change.new, change.old
+    if isinstance(new, Task):
+        done = new.phase == queue_pb2.TASK_PHASE_DONE and new.type == queue_pb2.TASK_TYPE_INFERENCE
+        if not done or not new.HasField("started_at"):
+            return None
+        device = state.get(Device, new.device_ids[0]) if new.device_ids else None
+        seconds = (new.finished_at.ToDatetime() - new.started_at.ToDatetime()).total_seconds()
+        return "run", new.model, kind_of(device), seconds
+    if isinstance(new, Service) and isinstance(old, Service):
+        became_ready = new.phase == models_pb2.SERVICE_PHASE_READY != old.phase
+        if became_ready and new.HasField("load_s"):
+            return "load", new.model, kind_of(state.get(Device, new.device_ids[0])), new.load_s
+    return None

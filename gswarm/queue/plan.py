@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import cast
 
-from gswarm.queue.durations import History
+from gswarm.queue.durations import History, kind_of
 from gswarm.scheduler.strategy import (
     Completed,
     Event,
@@ -65,11 +65,6 @@ def frozen(strategy: Strategy) -> Callable[[], Strategy]:
         copied = copy.deepcopy(strategy)
         return lambda: copied
     return lambda: cast(Strategy, pickle.loads(body))
-
-
-def kind_of(device: cluster_pb2.Device | None) -> str:
-    """What run times are kept by: the device's product name."""
-    return device.name if device is not None else "unknown"
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from gswarm.v1.queue_pb2 import Task, Workflow
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
-    from gswarm.host.store import Transaction
+    from gswarm.host.transaction import Transaction
 
 Context = grpc.aio.ServicerContext[Any, Any]
 WORKFLOWS_AT_ONCE = 1_000
@@ -50,7 +50,7 @@ class QueueService(queue_pb2_grpc.QueueServicer):
     async def Submit(self, request: queue_pb2.SubmitRequest, context: Context) -> queue_pb2.SubmitResponse:
         """Accept workflows whole, or none."""
         check(request)
-        asked, known = transitions.asked_tasks(request), self.dispatcher.unfinished + self._submitting
+        asked, known = transitions.asked_tasks(request), len(self.dispatcher.unfinished) + self._submitting
         operation = transitions.submit(request, unfinished=known, limit=self.host.config.host.queue_limit)
         self._submitting += asked
         try:

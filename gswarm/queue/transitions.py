@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 from gswarm.errors import ExhaustedError, NotFoundError, RefusedError
-from gswarm.host.store import Transaction
-from gswarm.queue.references import Json
+from gswarm.host.transaction import Transaction
+from gswarm.queue.references import Json, resolve
 from gswarm.v1 import agent_pb2, common_pb2, queue_pb2
 from gswarm.v1.queue_pb2 import Task, Workflow
 
@@ -123,6 +123,14 @@ def lease(tx: Transaction, task: Task, *, node: str, service: str, device_ids: I
     tx.put(task)
 
 
+def make_ready(tx: Transaction, task: Task) -> None:
+    """A task may run from now on: what it depends on is done, or its pause after a failed attempt is over."""
+    task.phase = READY
+    task.ready_at.CopyFrom(tx.stamp)
+    task.ClearField("retry_at")
+    tx.put(task)
+
+
 def ready_again(tx: Transaction, task: Task, why: str) -> None:
     """An attempt was lost (its node went, its lease ran out): the task waits for another. Not a failure of the task."""
     if task.cancel:
@@ -177,9 +185,7 @@ def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, de
             dependent = edit(tx, other.id)
             if last.phase == DONE:
                 if all(_phase(tx, need) == DONE for need in dependent.depends_on):
-                    dependent.phase = READY
-                    dependent.ready_at.CopyFrom(tx.stamp)
-                    tx.put(dependent)
+                    make_ready(tx, dependent)
                 continue
             word = "failed" if last.phase == FAILED else "was cancelled"
             dependent.phase = FAILED if last.phase == FAILED else CANCELLED
@@ -310,11 +316,11 @@ def _restart(tx: Transaction, task: Task, workflow: Workflow, again: set[str]) -
     tx.put(task)
 
 
-def outputs(tx: Transaction, task: Task) -> dict[str, Json]:
-    """What the tasks it depends on gave, by action id."""
-    found: dict[str, Json] = {}
+def resolved(tx: Transaction, task: Task) -> Json:
+    """A task's parameters with what the tasks it depends on gave in place. Raises InvalidError."""
+    outputs: dict[str, Json] = {}
     for need in task.depends_on:
         other = tx.get(Task, need)
         if other is not None and other.output_json:
-            found[other.action] = json.loads(other.output_json)
-    return found
+            outputs[other.action] = json.loads(other.output_json)
+    return resolve(json.loads(task.params_json), outputs.get)

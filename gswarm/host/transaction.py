@@ -1,0 +1,185 @@
+"""One operation's view of the host's state, and its edits: what the writer commits, or drops whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gswarm.kinds import BY_KIND, BY_MESSAGE, M, key_of
+from gswarm.v1 import common_pb2
+
+R = TypeVar("R")
+Operation = Callable[["Transaction"], R]
+WATCHED_EVENTS = 1_000
+
+
+@dataclass(slots=True)
+class Edits:
+    """What one operation (or its group so far) has changed. A None message is a deletion."""
+
+    objects: dict[tuple[int, str], Message | None] = field(default_factory=dict)
+    revisions: dict[tuple[int, str], int] = field(default_factory=dict)
+    archived: dict[tuple[int, str], tuple[int, str, str, bytes]] = field(default_factory=dict)
+    small: dict[str, bytes | None] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def absorb(self, other: Edits) -> None:
+        """Take what a later operation of the group has changed."""
+        self.objects.update(other.objects)
+        self.revisions.update(other.revisions)
+        self.counters.update(other.counters)
+        if other.archived:
+            self.archived.update(other.archived)
+        if other.small:
+            self.small.update(other.small)
+
+
+@dataclass(slots=True)
+class Committed:
+    """The state as the last group left it: objects by kind and key, the revision of each, small values, counters."""
+
+    small: dict[str, bytes]
+    counters: dict[str, int]
+    objects: dict[int, dict[str, Message]] = field(default_factory=lambda: {kind: {} for kind in BY_KIND})
+    revisions: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def absorb(self, edits: Edits) -> None:
+        """Take what a group has changed, once it is on disk."""
+        for slot, message in edits.objects.items():
+            kind, key = slot
+            if message is None:
+                self.objects[kind].pop(key, None)
+                self.revisions.pop(slot, None)
+            else:
+                self.objects[kind][key] = message
+                self.revisions[slot] = edits.revisions[slot]
+        for name, value in edits.small.items():
+            if value is None:
+                self.small.pop(name, None)
+            else:
+                self.small[name] = value
+        self.counters.update(edits.counters)
+
+
+class Transaction:
+    """One operation's view: the committed state plus what its group has changed before it.
+
+    Use it only inside the operation. What `get` and `list` give is shared: change a copy from `edit`, then `put` it.
+    """
+
+    def __init__(
+        self, committed: Committed, group: Edits, edits: Edits, *, revision: int, now: datetime, actor: str, cause: str
+    ) -> None:
+        """`edits` takes what the operation changes; `group` is what those before it in its group have changed."""
+        self._committed, self._group, self._edits = committed, group, edits
+        self.revision = revision
+        """The revision this operation will have once committed."""
+        self.now = now
+        self.stamp = Timestamp(seconds=int(now.timestamp()), nanos=now.microsecond * 1000)
+        """`now` as messages take it: `task.created_at.CopyFrom(tx.stamp)`."""
+        self.actor = actor
+        self.cause = cause
+
+    def get(self, cls: type[M], key: str) -> M | None:
+        """The object or None."""
+        return self._find(BY_MESSAGE[cls].kind, key)  # type: ignore[return-value]
+
+    def _find(self, kind: int, key: str) -> Message | None:
+        slot = (kind, key)
+        for edits in (self._edits, self._group):
+            if slot in edits.objects:
+                return edits.objects[slot]
+        return self._committed.objects[kind].get(key)
+
+    def edit(self, cls: type[M], key: str) -> M | None:
+        """A private copy to change and `put`, or None."""
+        found = self.get(cls, key)
+        if found is None:
+            return None
+        copy = cls()
+        copy.CopyFrom(found)
+        return copy
+
+    def list(self, cls: type[M]) -> Iterator[M]:
+        """All objects of a kind; may be changed while iterating."""
+        kind = BY_MESSAGE[cls].kind
+        merged: dict[str, Message | None] = dict(self._committed.objects[kind])
+        for edits in (self._group, self._edits):
+            merged.update({key: message for (k, key), message in edits.objects.items() if k == kind})
+        return (message for message in merged.values() if message is not None)  # type: ignore[misc]
+
+    def put(self, message: Message) -> None:
+        """Insert or replace an object under its own key. The message must not be changed afterwards."""
+        self._edits.objects[BY_MESSAGE[type(message)].kind, key_of(message)] = message
+
+    def delete(self, cls: type[Message], key: str) -> None:
+        """Remove an object; nothing happens when there is none."""
+        kind = BY_MESSAGE[cls].kind
+        if self._find(kind, key) is not None:
+            self._edits.objects[kind, key] = None
+
+    def archive(self, cls: type[Message], key: str) -> None:
+        """Take an object with a decimal key out of the watched state; `Store.archived` still finds it."""
+        kind = BY_MESSAGE[cls].kind
+        message = self._find(kind, key)
+        if message is None:
+            return
+        parent = str(getattr(message, "workflow_id", ""))
+        self._edits.archived[kind, key] = (int(key), key, parent, message.SerializeToString())
+        self._edits.objects[kind, key] = None
+
+    def next_id(self, name: str) -> int:
+        """The next number of a durable counter, from 1."""
+        mine, group, kept = self._edits.counters, self._group.counters, self._committed.counters
+        number = (mine.get(name) or group.get(name) or kept.get(name, 0)) + 1
+        mine[name] = number
+        return number
+
+    def get_value(self, name: str) -> bytes | None:
+        """A small durable value that no one watches."""
+        for edits in (self._edits, self._group):
+            if name in edits.small:
+                return edits.small[name]
+        return self._committed.small.get(name)
+
+    def put_value(self, name: str, value: bytes | None) -> None:
+        """Set a small value, or remove it with None."""
+        self._edits.small[name] = value
+
+    def list_values(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Small values by name prefix, sorted."""
+        merged: dict[str, bytes | None] = {**self._committed.small, **self._group.small, **self._edits.small}
+        return ((k, v) for k, v in sorted(merged.items()) if v is not None and k.startswith(prefix))
+
+    def event(
+        self,
+        type: str,
+        message: str,
+        *,
+        subject: Message | None = None,
+        severity: common_pb2.Severity.ValueType = common_pb2.SEVERITY_INFO,
+        cause: str | None = None,
+    ) -> str:
+        """Append to the event log in this very transaction; the entry's id."""
+        number = self.next_id("event")
+        event = common_pb2.Event(
+            id=str(number),
+            type=type,
+            severity=severity,
+            actor=self.actor,
+            cause=self.cause if cause is None else cause,
+            message=message,
+            time=self.stamp,
+        )
+        if subject is not None:
+            event.subject_kind = BY_MESSAGE[subject.__class__].kind
+            event.subject = key_of(subject)
+        self.put(event)
+        if number > WATCHED_EVENTS:
+            self._edits.objects[common_pb2.KIND_EVENT, str(number - WATCHED_EVENTS)] = None
+        return event.id

@@ -1,0 +1,115 @@
+"""Where models can run, in the strategy's terms: devices, models and servers, and what has changed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from gswarm.model import operations
+from gswarm.model.backends import backend
+from gswarm.queue.durations import History, kind_of
+from gswarm.scheduler import strategy as seam
+from gswarm.scheduler.strategy import Event
+from gswarm.v1 import cluster_pb2, common_pb2, models_pb2, queue_pb2
+from gswarm.v1.cluster_pb2 import Device, Node
+from gswarm.v1.models_pb2 import Model, Placement, Service
+from gswarm.v1.queue_pb2 import Task
+
+if TYPE_CHECKING:
+    from gswarm.host.nodes import Nodes
+    from gswarm.host.state import State
+
+KINDS = (Service, Device, Placement, Model, Node)
+"""What places are made of."""
+
+
+class Places:
+    """What the strategy was last told of places."""
+
+    def __init__(self, state: State, nodes: Nodes, history: History) -> None:
+        self._state, self._nodes, self._history = state, nodes, history
+        self._devices: dict[str, seam.Device] = {}
+        self._models: dict[str, seam.Model] = {}
+        self.servers: dict[str, seam.Server] = {}
+        self._attached: set[str] = set()
+        self.due = True
+        """Set when something of them may have changed."""
+
+    def knows(self, model: str) -> bool:
+        """Whether the strategy has been told of a model."""
+        return model in self._models
+
+    def see_attached(self) -> None:
+        """Look which agents are attached: one is so only after the change that says it is published."""
+        attached = {n.name for n in self._state.list(Node) if self._nodes.connected(n.name)}
+        if attached != self._attached:
+            self._attached, self.due = attached, True
+
+    def changes(self, tasks: Iterable[Task]) -> list[Event]:
+        """What is new since the last call; models are told of when one of `tasks`, those unfinished, asks for them."""
+        if not self.due:
+            return []
+        self.due = False
+        wanted = {task.model for task in tasks if task.type == queue_pb2.TASK_TYPE_INFERENCE}
+        found = {
+            d.id: d
+            for d in self._state.list(Device)
+            if self._nodes.connected(d.node) and d.phase != cluster_pb2.DEVICE_PHASE_LOST
+        }
+        # A processor is shared with everything else; a GPU is planned as one server's.
+        made = (seam.Device(d.id, d.memory_bytes, shared=d.kind == cluster_pb2.DEVICE_KIND_CPU) for d in found.values())
+        # What has not changed stays the object that the strategy holds: of a large cluster there are thousands.
+        devices = {d.id: known if (known := self._devices.get(d.id)) == d else d for d in made}
+        models, servers = self._find_models(found, wanted), self._find_servers(found)
+        events: list[Event] = []
+        events += [seam.DeviceIs(d) for key, d in devices.items() if self._devices.get(key) != d]
+        events += [seam.ModelIs(m) for key, m in models.items() if self._models.get(key) != m]
+        events += [seam.ServerIs(s) for key, s in servers.items() if self.servers.get(key) != s]
+        for key in self.servers.keys() - servers.keys():
+            service = self._state.get(Service, key)
+            has_failed = service is not None and service.phase == models_pb2.SERVICE_PHASE_FAILED
+            events.append(seam.ServerGone(key, has_failed))
+        events += [seam.ModelGone(key) for key in self._models.keys() - models.keys()]
+        events += [seam.DeviceGone(key) for key in self._devices.keys() - devices.keys()]
+        self._devices, self._models, self.servers = devices, models, servers
+        return events
+
+    def _find_models(self, devices: Mapping[str, Device], wanted: set[str]) -> dict[str, seam.Model]:
+        state = self._state
+        stored = {(p.model, p.node) for p in state.list(Placement) if p.phase == models_pb2.PLACEMENT_PHASE_STORED}
+        return {m.name: self._model(m, devices, stored) for m in state.list(Model) if m.name in wanted}
+
+    def _model(self, model: Model, devices: Mapping[str, Device], stored: set[tuple[str, str]]) -> seam.Model:
+        chosen = backend("simulated" if model.simulated else "transformers")
+        able = {n.name for n in self._state.list(Node) if chosen.name in n.backends}
+        needed = chosen.needed_bytes(model.size_bytes)
+        fitting = tuple(
+            key
+            for key, d in sorted(devices.items())
+            if (model.name, d.node) in stored and d.node in able and chosen.accepts(d.kind) and needed <= d.memory_bytes
+        )
+        kind = kind_of(devices[fitting[0]] if fitting else None)
+        return seam.Model(
+            model.name,
+            needed,
+            fitting,
+            round(self._history.load_time(model.name, kind).seconds, 1),
+            round(self._history.run(model.name, kind).seconds, 2),
+        )
+
+    def _find_servers(self, devices: Mapping[str, Device]) -> dict[str, seam.Server]:
+        sizes = {(m.name, v.version): v.size_bytes for m in self._state.list(Model) for v in m.versions}
+        return {
+            s.name: seam.Server(
+                s.name,
+                s.model,
+                tuple(s.device_ids),
+                backend(s.backend).needed_bytes(sizes.get((s.model, s.version), 0)),
+                max(1, s.max_in_flight),
+                ready=s.phase == models_pb2.SERVICE_PHASE_READY,
+                ours=s.owner == common_pb2.OWNER_PLANNER,
+                reachable=self._nodes.connected(s.node) and all(key in devices for key in s.device_ids),
+            )
+            for s in self._state.list(Service)
+            if s.phase not in operations.GONE and not s.stop
+        }
