@@ -71,10 +71,10 @@ def bare() -> Callable[[], None]:
 
 def ours() -> tuple[Callable[[], None], Callable[[], dict[str, Any]]]:
     """A sample as the agent takes it, packed; and what it held last, by metric, of the first GPU."""
-    from gswarm.host.samples import table
     from gswarm.profiler.metrics import BY_NAME, Cadence
     from gswarm.profiler.nvml import discover
     from gswarm.profiler.packing import Packer
+    from gswarm.profiler.ticks import table
 
     gpus = discover("bench")
     packer = Packer("bench", [gpu.id for gpu in gpus])

@@ -16,9 +16,9 @@ import time
 
 from gswarm.alert.rules import Rule, When
 from gswarm.alert.thresholds import Thresholds
-from gswarm.host.samples import table
 from gswarm.profiler.packing import Packer
 from gswarm.profiler.simulated import parse
+from gswarm.profiler.ticks import table
 from gswarm.v1 import profiler_pb2
 
 RULES = (

@@ -27,13 +27,14 @@ from typing import TypeVar
 import numpy as np
 
 from gswarm.cluster.types import Node
-from gswarm.host.samples import SampleHub, table
+from gswarm.host.samples import SampleHub
 from gswarm.host.state import Batch, State
 from gswarm.kinds import wire_of
 from gswarm.profiler.journal import FORMAT, Record, Writer, frame, scan
 from gswarm.profiler.manifest import Manifest, files
 from gswarm.profiler.recorder import Recorder
 from gswarm.profiler.recording import Recording
+from gswarm.profiler.ticks import table
 from gswarm.v1 import cluster_pb2, common_pb2, profiler_pb2, queue_pb2
 from gswarm.wire import length_prefixed
 

@@ -113,7 +113,7 @@ class Samples:
 
     def feed(self, response: cluster_pb2.WatchResponse) -> bool:
         """Take schemas and ticks of a message; True when anything came."""
-        from gswarm.host.samples import table
+        from gswarm.profiler.ticks import table
 
         for schema in response.schemas:
             self._schemas[schema.node, schema.id] = schema

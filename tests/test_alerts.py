@@ -22,7 +22,8 @@ from gswarm.alert.types import Alert
 from gswarm.cluster.types import Device, Event, Kind, Severity
 from gswarm.config import AlertingConfig, Config
 from gswarm.errors import InvalidError
-from gswarm.host.store import Store, Transaction
+from gswarm.host.store import Store
+from gswarm.host.transaction import Transaction
 from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2
 from tests.support.cluster import PORTS, Cluster, cluster, seen
 from tests.support.killing import eventually

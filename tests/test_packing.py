@@ -8,10 +8,11 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gswarm.host.samples import NA_I32, NA_U64, SLOTS, SampleHub, table
+from gswarm.host.samples import SampleHub
 from gswarm.mirror import Samples
 from gswarm.profiler.metrics import METRICS, OFF, UNSUPPORTED, Absent, Group, Metric, Reading, Type
 from gswarm.profiler.packing import REMIND_S, Packer
+from gswarm.profiler.ticks import NA_I32, NA_U64, SLOTS, table
 from gswarm.v1 import cluster_pb2, profiler_pb2
 
 DEVICES = ("GPU-1", "GPU-2")

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gswarm.host import samples as module
-from gswarm.host.samples import NA_I32, NA_U64, SampleHub, table
+from gswarm.host.samples import SampleHub
+from gswarm.profiler.ticks import NA_I32, NA_U64, table
 from gswarm.v1 import profiler_pb2
 
 SCHEMA = profiler_pb2.MetricSchema(

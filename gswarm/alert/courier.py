@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from gswarm.alert.sinks import DeliveryError, Sink
 from gswarm.errors import ExhaustedError
-from gswarm.host.store import Store, Transaction
+from gswarm.host.store import Store
+from gswarm.host.transaction import Transaction
 from gswarm.v1 import common_pb2
 
 log = logging.getLogger("gswarm.host")

@@ -31,7 +31,7 @@ from gswarm.v1.profiler_pb2 import SampleTick
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
     from gswarm.host.state import Batch
-    from gswarm.host.store import Transaction
+    from gswarm.host.transaction import Transaction
 
 log = logging.getLogger("gswarm.host")
 LOOK_S = 1.0

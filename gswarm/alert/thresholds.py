@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gswarm.alert.rules import Rule, When
 from gswarm.alert.turns import Change, Turn
-from gswarm.host.samples import NA_I32, NA_U64
+from gswarm.profiler.ticks import NA_I32, NA_U64
 from gswarm.v1 import cluster_pb2, profiler_pb2
 
 GAP_US = 120_000_000

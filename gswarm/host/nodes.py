@@ -25,7 +25,8 @@ from gswarm.host.desired import Desired
 from gswarm.host.membership import SILENT_BEATS, HelloHandler, clocks, is_news, join, left, lost, skew
 from gswarm.host.reports import Reports
 from gswarm.host.samples import SampleHub
-from gswarm.host.store import Batch, Store
+from gswarm.host.state import Batch
+from gswarm.host.store import Store
 from gswarm.names import check_name
 from gswarm.v1 import agent_pb2, agent_pb2_grpc, cluster_pb2
 from gswarm.v1.cluster_pb2 import Node

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from gswarm import __version__
 from gswarm.host import dcgm
 from gswarm.host.exposition import F32_DIGITS, F64_DIGITS, Page, exposed, labels, number, scaled
-from gswarm.host.samples import table
 from gswarm.host.selection import enum_word
+from gswarm.profiler.ticks import table
 from gswarm.v1 import alerts_pb2, cluster_pb2, common_pb2, data_pb2, models_pb2, profiler_pb2, queue_pb2
 
 if TYPE_CHECKING:

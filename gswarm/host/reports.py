@@ -8,7 +8,8 @@ from collections.abc import Callable
 from gswarm.errors import ExhaustedError, GswarmError, UnreachableError
 from gswarm.host.connection import Connection
 from gswarm.host.membership import concerns, fenced, put_devices, put_processes, store_seq, stored_seq
-from gswarm.host.store import Store, Transaction
+from gswarm.host.store import Store
+from gswarm.host.transaction import Transaction
 from gswarm.kinds import BY_KIND
 from gswarm.v1 import agent_pb2, common_pb2
 from gswarm.v1.cluster_pb2 import Node

@@ -23,8 +23,6 @@ ROOM_S = 2.0
 NO_META = common_pb2.RequestMeta()
 log = logging.getLogger("gswarm.host")
 
-__all__ = ["Batch", "Store", "Transaction"]
-
 
 class Store:
     """The state, its writer, and those who follow it. An async context manager."""

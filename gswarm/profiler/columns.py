@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gswarm.host.samples import NA_I32, NA_U64, SLOTS
+from gswarm.profiler.ticks import NA_I32, NA_U64, SLOTS
 from gswarm.v1 import profiler_pb2
 
 if TYPE_CHECKING:

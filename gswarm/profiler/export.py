@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gswarm.host.samples import SLOTS
 from gswarm.profiler.columns import Rows, absent
 from gswarm.profiler.metrics import BY_NAME
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.series import Series
+from gswarm.profiler.ticks import SLOTS
 from gswarm.v1.profiler_pb2 import MetricColumn
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import struct
 import zlib
 from collections.abc import Sequence
 
-from gswarm.host.samples import NA_I32, NA_U64
 from gswarm.profiler.metrics import METRICS, OFF, UNSUPPORTED, Absent, Metric, Reading, Type, columns
+from gswarm.profiler.ticks import NA_I32, NA_U64
 from gswarm.v1 import profiler_pb2
 
 REMIND_S = 30.0

@@ -20,7 +20,8 @@ from gswarm.v1.profiler_pb2 import Session
 
 if TYPE_CHECKING:
     from gswarm.config import ProfilerConfig
-    from gswarm.host.store import Store, Transaction
+    from gswarm.host.store import Store
+    from gswarm.host.transaction import Transaction
 
 log = logging.getLogger("gswarm.host")
 GONE = "recording.gone:"

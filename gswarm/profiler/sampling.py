@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gswarm.errors import InvalidError, NotFoundError
 from gswarm.host.selection import enum_word
-from gswarm.host.store import Transaction
+from gswarm.host.transaction import Transaction
 from gswarm.names import near
 from gswarm.v1.cluster_pb2 import Node
 from gswarm.v1.profiler_pb2 import SamplingGroup, SetSamplingRequest, SetSamplingResponse

@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from gswarm.host.samples import SLOTS
 from gswarm.profiler.columns import Layout
+from gswarm.profiler.ticks import SLOTS
 from gswarm.v1 import profiler_pb2
 
 

@@ -22,7 +22,7 @@ from gswarm.v1.profiler_pb2 import Session
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
-    from gswarm.host.store import Transaction
+    from gswarm.host.transaction import Transaction
 
 Context = grpc.aio.ServicerContext[Any, Any]
 CHUNK = 1 << 20

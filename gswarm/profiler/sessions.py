@@ -21,7 +21,8 @@ from gswarm.v1.profiler_pb2 import Session
 
 if TYPE_CHECKING:
     from gswarm.host.server import HostContext
-    from gswarm.host.store import Batch, Transaction
+    from gswarm.host.state import Batch
+    from gswarm.host.transaction import Transaction
 
 log = logging.getLogger("gswarm.host")
 RECORDING = profiler_pb2.SESSION_PHASE_RECORDING

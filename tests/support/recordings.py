@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gswarm.cluster.types import Event, Node
-from gswarm.host.samples import NA_I32, NA_U64
 from gswarm.kinds import BY_MESSAGE, key_of, wire_of
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.journal import Record, frame
 from gswarm.profiler.manifest import Manifest
 from gswarm.profiler.recording import Recording
+from gswarm.profiler.ticks import NA_I32, NA_U64
 from gswarm.v1 import cluster_pb2, common_pb2, profiler_pb2, queue_pb2
 from gswarm.wire import length_prefixed
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from gswarm.host.samples import NA_I32, NA_U64
 from gswarm.kinds import BY_MESSAGE, key_of
 from gswarm.profiler.journal import Record, frame
 from gswarm.profiler.recording import Recording
+from gswarm.profiler.ticks import NA_I32, NA_U64
 from gswarm.v1 import cluster_pb2, common_pb2, models_pb2, profiler_pb2, queue_pb2
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
