@@ -16,7 +16,7 @@ from gswarm.cluster.types import Event
 from gswarm.data.types import Chunk
 from gswarm.errors import ExhaustedError, GswarmError, InvalidError, NotFoundError, RefusedError
 from gswarm.model.types import Placement, Service, ServicePhase, download_done
-from gswarm.queue.types import Task, TaskPhase, Workflow, WorkflowPhase, workflow_done
+from gswarm.queue.types import Plan, Task, TaskPhase, Workflow, WorkflowPhase, workflow_done
 from tests.support.cluster import Cluster, cluster, seen
 
 
@@ -316,6 +316,16 @@ async def test_why_a_task_waits(running: Cluster, tmp_path: Path) -> None:
         assert await reason("one") == tasks["one"].detail != ""
     with pytest.raises(NotFoundError, match="4711"):
         await running.swarm.queue.explain("4711")
+
+
+async def test_the_plan_counts_what_waits_for_others_apart_from_what_no_device_takes(
+    running: Cluster, tmp_path: Path
+) -> None:
+    await submitted(running, tmp_path, ask("one", "nomodel"), ask("two", "a", depends_on=["one"]))
+    async with running.swarm.mirror((Plan,), samples=False) as mirror:
+        plans = lambda: [plan.counts for plan in mirror.rows(Plan).values()]  # noqa: E731
+        await seen(mirror, plans, lambda found: found == [["1 ready", "1 waiting", "1 blocked"]])
+    assert (await running.swarm.queue.plan()).lines()[0].startswith("1 ready, 1 waiting, 1 blocked; ")
 
 
 async def test_an_output_too_long_for_the_queue_is_a_chunk(

@@ -35,6 +35,7 @@ STEPS = 20_000
 """Events of the run ahead at most: a very long queue is planned as far as they reach."""
 UNLOAD_S = 1.0
 LEAST_S = 0.05
+HELD_UP = (queue_pb2.TASK_PHASE_WAITING, queue_pb2.TASK_PHASE_BACKOFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +273,7 @@ def _summary(view: View, loads: int, planned: set[str], stints: Sequence[_Stint]
         ready=len(ready),
         running=sum(t.phase == queue_pb2.TASK_PHASE_RUNNING for t in view.tasks.values()),
         blocked=sum(t.id not in planned for t in with_model),
+        waiting=sum(t.phase in HELD_UP for t in view.tasks.values()),
     )
     plan.made_at.FromDatetime(view.now)
     if stints:

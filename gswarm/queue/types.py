@@ -168,6 +168,15 @@ class Plan:
     ready: int = 0
     running: int = 0
     blocked: int = 0
+    """Ready, and no device takes it."""
+    waiting: int = 0
+    """Waits for other tasks, or to be tried again."""
+
+    @property
+    def counts(self) -> list[str]:
+        """How many tasks there are of each kind, in words; empty: there are none."""
+        kinds = ((self.ready, "ready"), (self.running, "running"), (self.waiting, "waiting"), (self.blocked, "blocked"))
+        return [f"{count} {word}" for count, word in kinds if count]
 
 
 class Takes(Enum):
@@ -238,7 +247,7 @@ class PlanView:
 
         plan = self.plan
         out = [
-            f"{plan.ready} ready, {plan.running} running, {plan.blocked} blocked; loads {plan.swaps}, first-come {plan.swaps_first_come}; "
+            f"{', '.join(plan.counts) or 'nothing queued'}; loads {plan.swaps}, first-come {plan.swaps_first_come}; "
             f"oldest waits {units.age(plan.oldest_wait_s)} of {plan.wait_bound_s:g}s"
         ]
         if plan.done_at is not None and (plan.ready or plan.running):

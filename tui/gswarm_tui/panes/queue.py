@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from gswarm.queue.types import Plan
+
 from .. import figures
 from ..view import TaskView, View
 from ..widgets.spans import Spans
@@ -34,15 +36,11 @@ class QueuePane(Pane):
         if has_who:
             columns.append(Column("WHO", 6))
         plan = view.plan
-        if plan is not None:
-            counts = (plan.ready, plan.running, plan.blocked)
-        else:
+        if plan is None:
             running = sum(t.is_running for t in view.tasks)
-            blocked = sum(bool(t.blocked) for t in view.tasks)
-            counts = (len(view.tasks) - running - blocked, running, blocked)
-        subtitle = " · ".join(
-            f"{n} {word}" for n, word in zip(counts, ("ready", "running", "blocked"), strict=True) if n
-        )
+            waiting = sum(bool(t.blocked) for t in view.tasks)
+            plan = Plan(ready=len(view.tasks) - running - waiting, running=running, waiting=waiting)
+        subtitle = " · ".join(plan.counts)
         return Content(
             tuple(columns), tuple(Later(t.id, partial(self._row, t, has_who)) for t in view.tasks), subtitle=subtitle
         )
