@@ -297,16 +297,11 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             self._heard[connection.node] = time.monotonic()
             match message.WhichOneof("body"):
                 case "tick":
-                    tick = message.tick
-                    tick.node = connection.node
-                    self.hub.add(tick)
-                    connection.tick_seq = tick.seq
-                    del tick
+                    message.tick.node = connection.node
+                    self.hub.add(message.tick)
+                    connection.tick_seq = message.tick.seq
                 case "heartbeat":
-                    beat = message.heartbeat
-                    if beat.echo_unix_us:
-                        now_us = time.time_ns() // 1000
-                        connection.clock.exchange(beat.echo_unix_us, beat.held_us, beat.time_unix_us, now_us)
+                    self._hear(connection, message.heartbeat)
                 case "report":
                     await connection.report(message.report)
                 case "schema":
@@ -325,3 +320,9 @@ class Nodes(agent_pb2_grpc.AgentServicer):
                     await self.store.apply(operation, actor=f"node:{connection.node}", method="goodbye")
                     return
             del message  # most of an attached node's life passes in waiting for the next
+
+    @staticmethod
+    def _hear(connection: Connection, beat: agent_pb2.Heartbeat) -> None:
+        # An agent that has not heard from us yet echoes 0, which is no exchange.
+        now_us = time.time_ns() // 1000
+        connection.clock.exchange(beat.echo_unix_us, beat.held_us, beat.time_unix_us, now_us)

@@ -59,6 +59,10 @@ class State:
         """All objects of a kind, read-only, oldest key first as inserted."""
         return (entry.message for entry in self._tables[BY_MESSAGE[cls].kind].values())  # type: ignore[misc]
 
+    def items(self, cls: type[M]) -> Iterator[tuple[str, M]]:
+        """The same with their keys, one string each for all who take them from here: protobuf makes one at each reading."""
+        return ((key, entry.message) for key, entry in self._tables[BY_MESSAGE[cls].kind].items())  # type: ignore[misc]
+
     def entries(self, kind: int) -> Mapping[str, Entry]:
         """The live table of a kind; copy it before awaiting anything."""
         return self._tables[kind]

@@ -52,12 +52,13 @@ class Places:
         self.due = False
         wanted = {task.model for task in tasks if task.type == queue_pb2.TASK_TYPE_INFERENCE}
         found = {
-            d.id: d
-            for d in self._state.list(Device)
+            key: d
+            for key, d in self._state.items(Device)
             if self._nodes.connected(d.node) and d.phase != cluster_pb2.DEVICE_PHASE_LOST
         }
         # A processor is shared with everything else; a GPU is planned as one server's.
-        made = (seam.Device(d.id, d.memory_bytes, shared=d.kind == cluster_pb2.DEVICE_KIND_CPU) for d in found.values())
+        cpu = cluster_pb2.DEVICE_KIND_CPU
+        made = (seam.Device(key, d.memory_bytes, shared=d.kind == cpu) for key, d in found.items())
         # What has not changed stays the object that the strategy holds: of a large cluster there are thousands.
         devices = {d.id: known if (known := self._devices.get(d.id)) == d else d for d in made}
         models, servers = self._find_models(found, wanted), self._find_servers(found)
