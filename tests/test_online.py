@@ -69,6 +69,26 @@ def test_a_model_is_not_loaded_more_often_than_it_has_tasks() -> None:
     assert strategy.loads == 2
 
 
+def test_nor_where_others_give_way_for_it() -> None:
+    models = [Model("many", 1, 8, 5.0), Model("one", 1, 8, 5.0)]
+    requests = [Request(f"a{n:02}", 0.0, (Node("n", 0),), [2.0]) for n in range(80)]
+    requests.append(Request("z", 30.0, (Node("n", 1),), [600.0]))
+    strategy = Counting(Online())
+    simulate(build(models, 4, requests), strategy)
+    assert strategy.loads == 5
+
+
+def test_models_that_no_one_asks_for_make_no_one_wait() -> None:
+    def first_start(models: int) -> float:
+        known = [Model(f"m{n}", 1, 8, 10.0) for n in range(models)]
+        requests = [Request(f"a{n:03}", 0.0, (Node("n", 0),), [60.0]) for n in range(100)]
+        requests += [Request(f"z{n:03}", 5.0, (Node("n", 1),), [10.0]) for n in range(100)]
+        problem = build(known, 4, requests)
+        return float(simulate(problem, Online()).start[problem.model == 1].min())
+
+    assert first_start(300) == first_start(2) < 700
+
+
 def test_empty_gpus_are_loaded_in_time_with_as_many_copies_as_will_be_needed() -> None:
     # All second tasks become ready at once. Were their model loaded then, and not before, they would wait for 50 s more.
     first = Node("first", 0)

@@ -42,8 +42,8 @@ def devices(count: int) -> list[Event]:
     return [DeviceIs(Device(f"d{n}", 2)) for n in range(count)]
 
 
-def model(name: str, *where: str, load_s: float = 5.0) -> ModelIs:
-    return ModelIs(Model(name, 1, where, load_s=load_s, run_s=1.0))
+def model(name: str, *where: str, load_s: float = 5.0, run_s: float = 1.0) -> ModelIs:
+    return ModelIs(Model(name, 1, where, load_s=load_s, run_s=run_s))
 
 
 def jobs(name: str, count: int, rank: Rank = Rank.NORMAL) -> list[Event]:
@@ -52,6 +52,18 @@ def jobs(name: str, count: int, rank: Rank = Rank.NORMAL) -> list[Event]:
 
 def starts(out: Sequence[Instruction]) -> list[str]:
     return [order.job for order in out if isinstance(order, Start)]
+
+
+@pytest.mark.parametrize(("learned_s", "loads"), [(60.0, 1), (0.01, 0)])
+def test_all_that_waits_counts_by_what_is_known_now_of_how_long_it_takes(learned_s: float, loads: int) -> None:
+    # Nothing of the model had run when its tasks came; then it is learned, and later another GPU falls free.
+    strategy = Online()
+    strategy.handle(0, [devices(1)[0], model("a", "d0", "d1", run_s=5.0), up("a", "d0"), *jobs("a", 40)])
+    learned = model("a", "d0", "d1", run_s=learned_s)
+    for n in range(20):
+        strategy.handle(n + 1, [Completed(f"a{n}"), *([learned] if n == 0 else [])])
+    out = strategy.handle(30, [*devices(2), Completed("a20")])
+    assert sum(isinstance(order, Load) for order in out) == loads
 
 
 def test_any_number_of_due_tasks_that_no_device_can_take_stand_aside() -> None:

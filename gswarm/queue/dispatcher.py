@@ -95,7 +95,10 @@ class Dispatcher:
     def news(self) -> list[Event]:
         """What the strategy has not been told yet; from now on it counts as told."""
         events, self._events = self._events, []
-        return events + self.places.changes(self.unfinished.values())
+        changes = self.places.changes(self.unfinished.values())
+        # Models first: what is asked of one counts by how long its tasks run.
+        models = [event for event in changes if isinstance(event, seam.ModelIs)]
+        return [*models, *events, *(event for event in changes if not isinstance(event, seam.ModelIs))]
 
     def renewed(self, attempts: Iterable[agent_pb2.TaskAttempt]) -> None:
         """An agent still works on these."""

@@ -154,7 +154,7 @@ class Fleet:
         key, line = copy.server.id, copy.line
         if copy.can_start and key in line.copies:
             line.open[key] = copy
-            if line.count:
+            if line.ready.count:
                 self.touched[line.name] = line
         else:
             line.open.pop(key, None)

@@ -99,8 +99,7 @@ class Intake:
             for other in self._fleet.lines.values():
                 other.demand /= 2
         if job.needs:
-            line.blocked += 1
-            line.blocked_s += seconds
+            line.blocked.add(job.run_s)
             self._blocked[line.name] = line
             task.missing = len(job.needs)
             for need in job.needs:
@@ -126,9 +125,8 @@ class Intake:
             return
         self._turns.join(task)
         line.push(task, self._order(task))
-        line.count += 1
-        line.work += line.run_s if task.run_s is None else task.run_s
-        if line.count == 1:
+        line.ready.add(task.run_s)
+        if line.ready.count == 1:
             self._waiting[line.name] = line
         if line.open:
             self._touched[line.name] = line
@@ -140,10 +138,8 @@ class Intake:
             line.parked.pop(task.id, None)
             return
         self._turns.leave(task)
-        line.count -= 1
-        line.work -= line.run_s if task.run_s is None else task.run_s
-        if not line.count:
-            line.work = 0.0
+        line.ready.take(task.run_s)
+        if not line.ready.count:
             line.heap.clear()
             self._waiting.pop(line.name, None)
 
@@ -161,10 +157,8 @@ class Intake:
     def _unblock(self, task: Task) -> None:
         """It waits for others no more."""
         line = task.line
-        line.blocked -= 1
-        line.blocked_s -= line.run_s if task.run_s is None else task.run_s
-        if not line.blocked:
-            line.blocked_s = 0.0
+        line.blocked.take(task.run_s)
+        if not line.blocked.count:
             del self._blocked[line.name]
 
     def _end_run(self, task: Task) -> None:
@@ -179,7 +173,7 @@ class Intake:
         server, line = copy.server, copy.line
         if server.ready and server.reachable and server.id in line.copies:
             line.open[server.id] = copy
-            if line.count:
+            if line.ready.count:
                 self._touched[line.name] = line
             if not copy.running and server.ours and not copy.places[0].device.shared:
                 self._fleet.idle[server.id] = copy
@@ -222,7 +216,7 @@ class Intake:
                     fleet.settle(copy)
                     if copy.move is not None:
                         fleet.proceed(copy.move, now)
-                    if copy.line.count:
+                    if copy.line.ready.count:
                         self._touched[copy.line.name] = copy.line
             case ServerGone(server_id, failed, asleep):
                 fleet.server_gone(server_id, failed, now, asleep)

@@ -12,8 +12,8 @@ and those that are being loaded; its *clearing time* is the seconds of work of i
    `demand_weight` S. The share is that of its demand in all GPU-seconds asked so far, old ones counting less (the mix
    is learned as it goes). Idle GPUs are given up by models with the least demand a server first. GPUs that hold
    nothing go, all but one and ahead of any ready task, to models that are nowhere and whose tasks wait for others, then
-   to those within their share that have more than `AHEAD` S of known work a server. No model has more servers being
-   loaded than tasks for them.
+   to those within their share that have more than `AHEAD` S of known work a server, and fewer servers than tasks; how
+   many of these can run at once is not looked at. Otherwise no model has more servers being loaded than ready tasks.
 3. *Balance.* Known work is that of ready tasks and `BLOCKED_PART` of that of tasks that wait for others. A model whose
    known work a server, with one server more, is `balance_weight` S above what others would be left with takes theirs;
    where it is nowhere, its tasks' age counts too, `AGE` times. A wide model claims the GPUs that fall free soonest, if
@@ -165,7 +165,7 @@ class Online(Placing):
             return False
 
         def may_take(copy: Copy) -> bool:
-            if copy.line.count and not copy.served and not must_stop:
+            if copy.line.ready.count and not copy.served and not must_stop:
                 return False
             top = None if counted else copy.line.top()
             return top is None or not self._is_late(top[3])
@@ -180,7 +180,7 @@ class Online(Placing):
         touched = list(self._touched.values())
         self._touched.clear()
         for line in touched:
-            while line.open and line.count:
+            while line.open and line.ready.count:
                 if not self._start_next(line):
                     break
 
@@ -248,4 +248,4 @@ class Online(Placing):
     def _why(self, task: Task, copy: Copy) -> str:
         waited = self._now - task.since
         order = "the oldest request first" if not task.is_root else "to begin its request"
-        return f"{task.line.name} is loaded there; {order}; {task.line.count} in line, ready for {waited:.1f} s"
+        return f"{task.line.name} is loaded there; {order}; {task.line.ready.count} in line, ready for {waited:.1f} s"

@@ -53,12 +53,41 @@ class Task:
         self.state = State.BLOCKED
 
 
+class Pile:
+    """Tasks of a model by how long they take: seconds of those that say so, and how many do not."""
+
+    __slots__ = ("count", "said_s", "unsaid")
+
+    def __init__(self) -> None:
+        self.count, self.said_s, self.unsaid = 0, 0.0, 0
+
+    def add(self, run_s: float | None) -> None:
+        """A task, with its seconds if it says them."""
+        self.count += 1
+        if run_s is None:
+            self.unsaid += 1
+        else:
+            self.said_s += run_s
+
+    def take(self, run_s: float | None) -> None:
+        """The same task is here no more."""
+        self.count -= 1
+        if run_s is None:
+            self.unsaid -= 1
+        else:
+            self.said_s = self.said_s - run_s if self.count else 0.0  # sums of floats leave crumbs
+
+    def seconds(self, run_s: float) -> float:
+        """Seconds of all, where those that do not say take `run_s`, which may be known better each time."""
+        return self.said_s + self.unsaid * run_s
+
+
 class Line:
     """A model: its ready tasks, and its servers."""
 
     __slots__ = (
-        "blocked", "blocked_s", "coming", "copies", "count", "demand", "devices", "heap", "model", "moves", "name", "open", "parked", "run_s", "slots",
-        "switch_s", "width", "work",
+        "blocked", "coming", "copies", "demand", "devices", "heap", "model", "moves", "name", "open", "parked", "ready", "run_s",
+        "slots", "switch_s", "width",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -69,14 +98,8 @@ class Line:
         self.width, self.switch_s, self.run_s = 1, 0.0, 0.0
         self.heap: list[tuple[int, float, int, Task]] = []
         """Ready tasks by rank, then order; those that are ready no more, or have another rank now, are skipped."""
-        self.count = 0
-        """Ready tasks."""
-        self.work = 0.0
-        """Seconds that they take."""
-        self.blocked = 0
-        """Tasks that wait for others."""
-        self.blocked_s = 0.0
-        """Seconds that they take."""
+        self.ready, self.blocked = Pile(), Pile()
+        """Tasks that could run, and those that wait for others."""
         self.demand = 0.0
         """GPU-seconds that were asked of it so far, old ones counting less."""
         self.parked: dict[str, Task] = {}
@@ -102,9 +125,11 @@ class Line:
         return len(self.copies) + self.coming
 
     @property
-    def loading(self) -> int:
-        """Servers that are being loaded; each will take a task."""
-        return self.coming + sum(not copy.server.ready for copy in self.copies.values())
+    def is_covered(self) -> bool:
+        """Whether there is a server being loaded for each ready task."""
+        if self.ready.count > self.supply:
+            return False  # as most often, without a look at each server
+        return self.ready.count <= self.coming + sum(not copy.server.ready for copy in self.copies.values())
 
     def clear_s(self, change: int = 0, part: float = 0.0) -> float:
         """How long its servers take to clear what is ready, and `part` of what waits for others, with so many servers more."""
@@ -112,7 +137,7 @@ class Line:
         servers = copies + self.coming + change
         if servers <= 0:
             return float("inf")
-        work = self.work + part * self.blocked_s
+        work = self.ready.seconds(self.run_s) + part * self.blocked.seconds(self.run_s)
         return work * copies / (servers * self.slots) if copies else work / servers
 
     def spare(self, limit_s: float) -> int:
@@ -120,7 +145,8 @@ class Line:
         if limit_s <= 0:
             return 0
         copies = len(self.copies)
-        needed = (self.work + BLOCKED_PART * self.blocked_s) * copies / (limit_s * self.slots)
+        work = self.ready.seconds(self.run_s) + BLOCKED_PART * self.blocked.seconds(self.run_s)
+        needed = work * copies / (limit_s * self.slots)
         return min(copies + self.coming - int(needed), copies) - 1
 
     def draining(self) -> Move | None:

@@ -86,7 +86,13 @@ class Placing(Intake):
             idle = self._idle_places()
             if not idle and not self._fleet.shared:
                 return
-            lines.sort(key=lambda line: (-line.rank() if self._ranks_differ else 0, line.supply > 0, -line.work))
+            lines.sort(
+                key=lambda line: (
+                    -line.rank() if self._ranks_differ else 0,
+                    line.supply > 0,
+                    -line.ready.seconds(line.run_s),
+                )
+            )
             if not any(self._load_one(line, idle) for line in lines):
                 return
 
@@ -99,7 +105,7 @@ class Placing(Intake):
         found: list[_Idle] = [(-1.0, p.number, p, None) for p in fleet.free.values()]
         for copy in fleet.idle.values():
             line = copy.line
-            if not line.count:
+            if not line.ready.count:
                 found += [(line.demand / max(1, line.supply), p.number, p, line) for p in copy.places]
         found.sort(key=BY_WORTH)
         return found
@@ -117,12 +123,12 @@ class Placing(Intake):
                 why = f"its share of the GPUs is more than {supply} servers"
             else:
                 return False
-            if line.count <= supply and line.count <= line.loading:
+            if line.is_covered:
                 return False
         elif self._load_beside(line):
             return True
         else:
-            why = f"{_tasks(line.count)} and it is loaded nowhere"
+            why = f"{_tasks(line.ready.count)} and it is loaded nowhere"
         good = []
         for _, _, place, other in idle:
             allowed = other is not line and place.move is None and (spare is None or spare[other])
@@ -151,17 +157,21 @@ class Placing(Intake):
         First for models that are nowhere; then further copies of those that have the most known work a server.
         """
         for line in list(self._blocked.values()):
-            if not (line.supply or line.count or line.moves):
-                self._load_bare(line, f"{_tasks(line.blocked)} for others to end, and will need it")
-        while len(self._fleet.free) > 1:
-            most, neediest = AHEAD, None
-            for line in self._blocked.values():
-                if 0 < line.supply < line.count + line.blocked and line.model and line.draining() is None:
-                    work = line.clear_s(0, BLOCKED_PART) / line.switch_s if line.switch_s else float("inf")
-                    if work > most and self._is_due_more(line, None):
-                        most, neediest = work, line
-            if neediest is None or not self._load_bare(neediest, "its share of the GPUs is more, for what is to come"):
-                return
+            if not (line.supply or line.ready.count or line.moves):
+                self._load_bare(line, f"{_tasks(line.blocked.count)} for others to end, and will need it")
+        lines = [line for line in self._blocked.values() if line.supply and line.model and line.draining() is None]
+        while lines and len(self._fleet.free) > 1:
+            neediest = max(lines, key=self._needs)
+            wanted = self._needs(neediest) > AHEAD and self._is_due_more(neediest, None)
+            if not wanted or not self._load_bare(neediest, "its share of the GPUs is more, for what is to come"):
+                lines.remove(neediest)
+
+    @staticmethod
+    def _needs(line: Line) -> float:
+        """Switches' worth of known work a server; 0: there is a server for each task."""
+        if line.supply >= line.ready.count + line.blocked.count:
+            return 0.0
+        return line.clear_s(0, BLOCKED_PART) / line.switch_s if line.switch_s else float("inf")
 
     def _load_bare(self, line: Line, why: str) -> bool:
         places = [p for p in self._fleet.free.values() if self._fleet.takes(line, p)]
@@ -175,12 +185,14 @@ class Placing(Intake):
         fleet = self._fleet
         for place in fleet.shared.values():
             if fleet.takes(line, place) and fleet.has_room(line, place):
-                fleet.load_beside(line, place, _tasks(line.count) if self.reasons else "", self._now)
+                fleet.load_beside(line, place, _tasks(line.ready.count) if self.reasons else "", self._now)
                 return True
         for place in fleet.shared.values():
             for copy in place.copies.values():
                 s = copy.server
-                can_go = s.ours and s.ready and not copy.running and not copy.line.count and s.id in copy.line.copies
+                can_go = (
+                    s.ours and s.ready and not copy.running and not copy.line.ready.count and s.id in copy.line.copies
+                )
                 if can_go and fleet.takes(line, place) and fleet.has_room(line, place, without=copy):
                     fleet.send_away(copy, f"makes room for {line.name}" if self.reasons else "")
                     return False
@@ -191,7 +203,7 @@ class Placing(Intake):
     def _balance(self) -> None:
         """Rule 3, for the model that is worst off; not at every event, for it looks at every model."""
         fleet = self._fleet
-        if self._ended_since_balance < len(fleet.lines):
+        if self._ended_since_balance < min(len(fleet.lines), len(fleet.places)):
             return
         self._ended_since_balance = 0
         worst, most, clear_s = None, self.balance_weight, 0.0
@@ -199,7 +211,7 @@ class Placing(Intake):
             if line.model is None or line.draining() is not None:
                 continue
             its_s = line.clear_s(1, BLOCKED_PART) + (0.0 if line.supply else AGE * self._waited_s(line))
-            if its_s > most * line.switch_s:
+            if its_s > most * line.switch_s and not line.is_covered:
                 worst, most, clear_s = line, its_s / line.switch_s if line.switch_s else float("inf"), its_s
         if worst is None:
             return
