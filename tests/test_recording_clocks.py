@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gswarm.cluster.types import Node
-from gswarm.host import store
+from gswarm.host import writer
 from gswarm.profiler import history, sessions, worker
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.clocks import HostClock, offsets
@@ -176,7 +176,7 @@ async def test_a_session_goes_on_when_the_hosts_clock_is_set(
         time=lambda: seconds() + ahead_s[0], time_ns=lambda: time.time_ns(), monotonic=time.monotonic
     )
     monkeypatch.setattr(worker, "time", ticking)
-    for module in (store, sessions):
+    for module in (writer, sessions):
         monkeypatch.setattr(module, "datetime", Clock)
     async with cluster(tmp_path) as running, running.agent("n1"):
         await running.swarm.profiler.start(name="set", interval=0.1)
