@@ -53,11 +53,13 @@ def _here(name: str) -> Path | None:
 
 
 def host_for(values: Mapping[str, object]) -> HostNeed:
-    """Whether the recordings among an action's values need a host: paths do not; of others it may have a newer one."""
+    """Whether the recordings among an action's values need a host: the one that needs it most says so for all."""
     names = [str(values[name]) for name in ("name", "a", "b") if name in values]
     if all(is_path(name) for name in names):
         return HostNeed.NONE
-    return HostNeed.YES if any(_here(name) is None for name in names) else HostNeed.IF_THERE
+    if all(is_directory(name) for name in names):
+        return HostNeed.IF_THERE
+    return HostNeed.YES if any(_here(name) is None for name in names) else HostNeed.IF_NAMED
 
 
 @contextlib.asynccontextmanager
