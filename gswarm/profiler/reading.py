@@ -53,7 +53,11 @@ def _here(name: str) -> Path | None:
 
 
 def host_for(values: Mapping[str, object]) -> HostNeed:
-    """Whether the recordings among an action's values need a host: the one that needs it most says so for all."""
+    """Whether the recordings among an action's values need a host; of several, the one that needs it most decides.
+
+    A path never does. A name does, unless a copy of it is where we are or this machine's host keeps it: those are read when no
+    host can be asked (`HostNeed` says when), for the host may have recorded more since.
+    """
     names = [str(values[name]) for name in ("name", "a", "b") if name in values]
     if all(is_path(name) for name in names):
         return HostNeed.NONE
