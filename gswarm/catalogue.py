@@ -110,8 +110,10 @@ class HostNeed(Enum):
     """Whether what is asked for needs a host."""
 
     YES = "yes"
+    IF_NAMED = "if named"
+    """This machine's host keeps it: the host that is named may mean another thing by that name; with none named it will do."""
     IF_THERE = "if there"
-    """It lies on this machine, but a host may have it newer."""
+    """A copy lies here, and will do when the host does not answer; a host may have it newer."""
     NONE = "none"
 
 

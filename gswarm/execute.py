@@ -85,12 +85,19 @@ async def _connected(need: HostNeed, options: Globals, stack: AsyncExitStack) ->
     """The swarm; None when none is needed, or none is there and it will do without."""
     if need is HostNeed.NONE:
         return None
-    from gswarm.swarm import connect
+    from gswarm.net import discover
+    from gswarm.swarm import Swarm
 
     try:
-        swarm = await stack.enter_async_context(connect(options.host, token_file=options.token_file))
-    except UnreachableError:
+        endpoint = discover(options.host, options.token_file)
+    except UnreachableError:  # none runs here and none is named
         if need is HostNeed.YES:
+            raise
+        return None
+    try:
+        swarm = await stack.enter_async_context(Swarm(endpoint))
+    except UnreachableError:  # told here over TLS, else by the first request
+        if need is not HostNeed.IF_THERE:
             raise
         return None
     swarm.request_id = options.request_id or uuid.uuid4().hex

@@ -60,6 +60,10 @@ def _names(values: Sequence[str]) -> str:
     return ", ".join(values) or "-"
 
 
+SHORT: Mapping[str, str] = {"simulated": "SIM"}
+"""Words of enums that a column shows as another one, by which a list is filtered too."""
+
+
 def _default_version(model: Any) -> Any:
     return next((v for v in model.versions if v.version == model.default_version), None)
 
@@ -106,7 +110,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     ),
     "Device": (
         _word("DEVICE", "alias"),
-        Column("KIND", _of(lambda d: "SIM" if d.kind.value == "simulated" else d.kind.value), False, "kind"),
+        Column("KIND", _of(lambda d: SHORT.get(d.kind.value, d.kind.value)), False, "kind"),
         _word("NAME", "name"),
         _known_size("MEMORY", "memory_bytes"),
         _word("STATE", "phase"),

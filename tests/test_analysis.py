@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gswarm import cli, net
 from gswarm.catalogue import HostNeed
 from gswarm.cluster.types import Severity
 from gswarm.codec import to_plain
@@ -550,8 +553,35 @@ async def test_a_name_means_the_hosts_recording_unless_the_copy_here_is_all_of_i
     )
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_host_that_is_named_and_does_not_answer_is_not_taken_for_this_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tls: bool
+) -> None:
+    monkeypatch.setenv("GSWARM_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("GSWARM_HOST", raising=False)
+    monkeypatch.setenv("GSWARM_TOKEN", str(net.Token.new("viewer", "0" * 64 if tls else "")))
+    monkeypatch.chdir(tmp_path)
+    script = Script(state_dir() / "recordings" / "slow", name="slow")
+    script.state(0, gpu(0), everything=True)
+    script.state(9, service("s", "ready", G0))
+    script.write()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and never listens
+        named = ["--host", f"127.0.0.1:{closed.getsockname()[1]}"]
+        assert cli.run(["profiler", "analyze", "slow"]) == 0, "none is named and none runs"
+        assert "no host was asked" in capsys.readouterr().err
+        assert cli.run([*named, "profiler", "analyze", "slow"]) == 3
+        said = capsys.readouterr()
+        assert "no gswarm host answers at 127.0.0.1" in said.err and not said.out
+        shutil.copytree(state_dir() / "recordings" / "slow", tmp_path / "slow")
+        assert cli.run([*named, "profiler", "analyze", "slow"]) == 0, "a copy where we are will do"
+        assert "reading ./slow; " in capsys.readouterr().err
+        assert cli.run([*named, "profiler", "compare", "slow", "./slow"]) == 0
+
+
 async def test_names_and_directories_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GSWARM_STATE_DIR", str(tmp_path / "state"))
     script = Script(tmp_path / "here", name="other")
     script.state(0, everything=True)
     script.write()
@@ -560,6 +590,8 @@ async def test_names_and_directories_are_told_apart(tmp_path: Path, monkeypatch:
     assert host_for({"a": "./x", "b": "here"}) is host_for({"name": "here"}) is HostNeed.IF_THERE
     assert host_for({"name": "run-7"}) is host_for({"name": "empty"}) is HostNeed.YES
     assert host_for({"a": "here", "b": "run-7"}) is HostNeed.YES
+    shutil.copytree(tmp_path / "here", state_dir() / "recordings" / "kept")
+    assert host_for({"name": "kept"}) is host_for({"a": "here", "b": "kept"}) is HostNeed.IF_NAMED
     async with located(None, "here") as directory:
         assert directory == Path("here")
     with Recording.open(tmp_path / "here") as recording:

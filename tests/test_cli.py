@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gswarm import units
 from gswarm.catalogue import Action, actions
 from gswarm.cli import run
 from tests.support.processes import BIN, Installation, eventually, installation
@@ -105,6 +106,8 @@ def said(swarm: Installation, *words: str, code: int) -> str:
         ("queue list --filter PRIORITY=hgh", "Did you mean high?"),
         ("queue list --sort stat", "Did you mean state?"),
         ("model list --filter simulated=yes", "There are: false, true"),
+        ("device list --filter MEMORY=much", "memory_bytes is never 'much'. Write a size, such as 80G"),
+        ("node list --filter CPUS!=4k", "Write a number"),
         ("profiler export --format xml x", "'xml' is not one of"),
         ("model serve", "Missing argument 'name'"),
         ("model annotate sim-7b --set x", "'x' is not key=value"),
@@ -194,6 +197,9 @@ def test_headings_that_are_no_names_of_fields_filter_too(here: Here) -> None:
     assert gpu["id"] == "SIM-n1-0"
     assert [row["id"] for row in here.rows("queue", "workflows", "--filter", "BY=local", "--filter", "id=w1")] == ["w1"]
     assert here.rows("model", "services", "--filter", "TOK/S=1") == []
+    shown = f"MEMORY={units.size(int(str(gpu['memory_bytes'])))}"
+    assert gpu in here.rows("device", "list", "--filter", "KIND=SIM", "--filter", shown)
+    assert here.rows("device", "list", "--filter", "KIND!=SIM") == here.rows("device", "list", "--filter", "kind=cpu")
     assert [row["name"] for row in here.rows("model", "list", "--filter", "size~1", "--sort", "-SIZE")] == ["sim-7b"]
 
 

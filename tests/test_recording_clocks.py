@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gswarm.cluster.types import Node
-from gswarm.host import store
+from gswarm.host import writer
 from gswarm.profiler import history, sessions, worker
 from gswarm.profiler import manifest as manifests
-from gswarm.profiler.clocks import HostClock, offsets
+from gswarm.profiler.clocks import NOT_RUNNING, HostClock, offsets
 from gswarm.profiler.history import SpanKind
 from gswarm.profiler.recording import Recording
 from gswarm.profiler.seal import seal
@@ -176,7 +176,7 @@ async def test_a_session_goes_on_when_the_hosts_clock_is_set(
         time=lambda: seconds() + ahead_s[0], time_ns=lambda: time.time_ns(), monotonic=time.monotonic
     )
     monkeypatch.setattr(worker, "time", ticking)
-    for module in (store, sessions):
+    for module in (writer, sessions):
         monkeypatch.setattr(module, "datetime", Clock)
     async with cluster(tmp_path) as running, running.agent("n1"):
         await running.swarm.profiler.start(name="set", interval=0.1)
@@ -196,3 +196,26 @@ async def test_a_session_goes_on_when_the_hosts_clock_is_set(
     assert (found.end - found.start).total_seconds() < 600, "no hour is made or lost"
     assert len(gpu0.times_us) == found.ticks >= 30 and (np.diff(gpu0.times_us) < 10_000_000).all()
     assert all(device.gaps_s < 10 for device in found.devices)
+
+
+@pytest.mark.parametrize(("gap", "ahead_s"), [(NOT_RUNNING.decode(), 0.0), ("cannot write", 3600.0)])
+def test_a_host_that_is_started_again_has_another_clock(tmp_path: Path, gap: str, ahead_s: float) -> None:
+    """After a full disk it is the same host, and its clock as far off as before."""
+    script = Script(tmp_path / "run")
+    script.state(0, gpu(0), everything=True)
+    script.ahead_s = 3600.0
+    script.state(5, mark(1, 3605, "before"))
+    script.gap(10, gap)
+    script.ahead_s = ahead_s
+    ran = task(1, "running", device="GPU-n1-0", ready=18 + ahead_s, started=19 + ahead_s)
+    script.state(20, gpu(0), ran, mark(1, 3605, "before"), mark(2, 19 + ahead_s, "after"), everything=True)
+    script.state(30, mark(3, 30 + ahead_s, "end"))
+    directory = script.write()
+    for _ in range(2):
+        with Recording.open(directory) as recording:
+            past = history.read(recording)
+            assert [(m.message, m.time) for m in past.marks] == [("before", at(5)), ("after", at(19)), ("end", at(30))]
+            (span,) = past.of(SpanKind.TASK)
+            assert (span.start_us, span.wait_s) == (us(19), 1.0)
+        manifests.adopt(directory)
+        seal(directory)

@@ -102,6 +102,17 @@ async def test_what_is_taken_up_is_as_old_as_its_newest_file(tmp_path: Path, mon
         assert kept.stopped_at is not None and datetime.now(UTC) - kept.stopped_at < timedelta(days=1)
 
 
+async def test_a_file_that_vanishes_meanwhile_is_no_obstacle(running: Cluster) -> None:
+    from tests.support.recordings import a_run
+
+    root, store = running.context.state_dir / "recordings", running.context.store
+    a_run(root / "found", 10).write()
+    (root / "found" / "vanished").symlink_to("nowhere")  # listed, and not there when it is looked at
+    await retention.tidy(store, root)
+    (found,) = store.state.list(profiler_pb2.Session)
+    assert datetime.now(UTC) - found.stopped_at.ToDatetime(UTC) < timedelta(days=1)
+
+
 async def test_a_deletion_that_a_crash_cut_short_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.recordings import a_run
 

@@ -14,9 +14,13 @@ from hypothesis import strategies as st
 from gswarm import units, views
 from gswarm.cluster.types import Device, DeviceKind, DevicePhase, Event, Node, NodePhase, TokenInfo
 from gswarm.data.types import Chunk, ChunkType
+from gswarm.errors import InvalidError
+from gswarm.host.selection import predicate
 from gswarm.model.types import Model, Placement, Service
 from gswarm.profiler.types import Session
 from gswarm.queue.types import Block, Task, TaskPhase, Workflow
+from gswarm.swarm import parse_filter
+from gswarm.v1 import cluster_pb2, common_pb2
 
 NOON = datetime(2026, 7, 1, 12, 0, 0, tzinfo=UTC)
 GIB = 2**30
@@ -180,3 +184,23 @@ def test_every_view_reads_an_object_of_which_nothing_is_known_yet(name: str) -> 
     cells = row(one)
     assert all(isinstance(text, str) for text in cells.values())
     assert [label for label, _ in views.detail(one)]
+
+
+def passes(device: cluster_pb2.Device, *filters: str) -> bool:
+    return predicate(common_pb2.KIND_DEVICE, [parse_filter(text) for text in filters])(device)
+
+
+@given(st.integers(0, 2**60))
+def test_a_size_is_found_by_what_is_shown_and_by_its_bytes(size: int) -> None:
+    device = cluster_pb2.Device(memory_bytes=size)
+    assert passes(device, f"MEMORY={units.size(size)}", f"memory_bytes={size}")
+    assert not passes(device, f"MEMORY!={units.size(size)}") and not passes(device, f"memory_bytes={size + 1}")
+
+
+def test_values_are_filtered_as_they_are_shown() -> None:
+    device = cluster_pb2.Device(memory_bytes=85_520_809_984, kind=cluster_pb2.DEVICE_KIND_SIMULATED)
+    assert passes(device, "MEMORY=80G", "memory=80GiB", "KIND=SIM", "kind=simulated", "KIND!=gpu")
+    assert not passes(device, "MEMORY=40G") and not passes(device, "KIND!=SIM")
+    for wrong in ("MEMORY=much", "MEMORY!=", "index=1k", "KIND=SIN"):
+        with pytest.raises(InvalidError, match="is never"):
+            passes(device, wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,13 +10,24 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gswarm import units
 from gswarm.errors import InvalidError
 from gswarm.kinds import BY_KIND
 from gswarm.names import near
 from gswarm.v1 import cluster_pb2
-from gswarm.views import fields
+from gswarm.views import SHORT, fields
 
 Value = str | int | float | bool
+_NUMBERS = frozenset(
+    {
+        FieldDescriptor.CPPTYPE_INT32,
+        FieldDescriptor.CPPTYPE_INT64,
+        FieldDescriptor.CPPTYPE_UINT32,
+        FieldDescriptor.CPPTYPE_UINT64,
+        FieldDescriptor.CPPTYPE_DOUBLE,
+        FieldDescriptor.CPPTYPE_FLOAT,
+    }
+)
 
 
 def enum_word(descriptor: Any, number: int) -> str:
@@ -69,39 +81,65 @@ def predicate(kind: int, filters: Sequence[cluster_pb2.Filter]) -> Callable[[Mes
     cls = BY_KIND[kind].message
     tests: list[Callable[[Message], bool]] = []
     for wanted in filters:
-        if wanted.op in (cluster_pb2.Filter.OP_EQUAL, cluster_pb2.Filter.OP_NOT_EQUAL):
-            _check_value(_field(cls, wanted.field, "filter"), wanted.value)
-        tests.append(_test(field_reader(cls, wanted.field), wanted.op, wanted.value))
+        tests.append(_test(_field(cls, wanted.field, "filter"), field_reader(cls, wanted.field), wanted))
     return lambda message: all(test(message) for test in tests)
 
 
-def _check_value(field: Any, value: str) -> None:
-    """Raises InvalidError for a word that the field never has: no rows would say that there are none now."""
+def _equal(field: Any, value: str) -> Callable[[Value], bool]:
+    """Whether an item is what was written: as JSON has it, or as a column shows it.
+
+    Raises InvalidError for what the field never is: no rows would say that there are none now.
+    """
+    if field.cpp_type in _NUMBERS:
+        return _equal_number(field.name, value)
     if field.enum_type is not None:
         words = [enum_word(field.enum_type, number) for number in sorted(field.enum_type.values_by_number) if number]
+        value = next((word for word in words if SHORT.get(word) == value), value)
     elif field.type == FieldDescriptor.TYPE_BOOL:
         words = ["true", "false"]
     else:
-        return
+        return lambda item: _text(item) == value
     if value not in (*words, "unknown"):
         raise InvalidError(
             f"{field.name} is never {value!r}",
             next=near(value, words) or f"there are: {', '.join(words)}",
             field="filter",
         )
+    return lambda item: _text(item) == value
+
+
+def _equal_number(name: str, value: str) -> Callable[[Value], bool]:
+    is_size = "bytes" in name.split("_")
+    with contextlib.suppress(ValueError):
+        number = int(value) if value.isdecimal() else float(value)
+        return lambda item: item == number
+    if is_size:
+        with contextlib.suppress(ValueError):
+            # Columns round: a card of 79.6G is shown as 80G, and found by it.
+            shown = units.size(units.parse_size(value))
+            return lambda item: units.size(item) == shown  # type: ignore[arg-type]
+    raise InvalidError(
+        f"{name} is never {value!r}",
+        next="write a size, such as 80G, or bytes" if is_size else "write a number",
+        field="filter",
+    )
 
 
 def _test(
-    read: Callable[[Message], Value | tuple[Value, ...]], op: cluster_pb2.Filter.Op.ValueType, value: str
+    field: Any, read: Callable[[Message], Value | tuple[Value, ...]], wanted: cluster_pb2.Filter
 ) -> Callable[[Message], bool]:
+    op, value = wanted.op, wanted.value
+
     def values(message: Message) -> tuple[Value, ...]:
         found = read(message)
         return found if isinstance(found, tuple) else (found,)
 
     if op == cluster_pb2.Filter.OP_EQUAL:
-        return lambda message: any(_text(item) == value for item in values(message))
+        equal = _equal(field, value)
+        return lambda message: any(equal(item) for item in values(message))
     if op == cluster_pb2.Filter.OP_NOT_EQUAL:
-        return lambda message: all(_text(item) != value for item in values(message))
+        equal = _equal(field, value)
+        return lambda message: not any(equal(item) for item in values(message))
     if op == cluster_pb2.Filter.OP_CONTAINS:
         part = value.lower()
         return lambda message: any(part in _text(item).lower() for item in values(message))

@@ -22,7 +22,13 @@ WINDOW = 64
 
 
 HOST_JUMP_US = 5_000_000
-"""The host stamps a change, then commits and records it: what is further apart than this is no slow disk."""
+"""The host stamps a change, then commits and records it: what is further apart than this is held to be its clock.
+
+A disk that stalls for longer is taken for one too: what was stamped before the stall is then shown when it was recorded, that
+much later, and nothing after it is. That the next change says the same would tell nothing: changes are committed in groups.
+"""
+NOT_RUNNING = b"the host was not running"
+"""The gap between two runs of the host. The second has a clock of its own: what was known of the first one's is over."""
 
 
 class HostClock:

@@ -15,7 +15,7 @@ from gswarm.cluster.types import Device, DeviceKind, Event
 from gswarm.codec import from_proto
 from gswarm.kinds import BY_KIND, body_of
 from gswarm.model.types import Placement, PlacementPhase, Service, ServicePhase
-from gswarm.profiler.clocks import host_offset
+from gswarm.profiler.clocks import NOT_RUNNING, host_offset
 from gswarm.profiler.journal import Record
 from gswarm.profiler.series import Series, Times
 from gswarm.queue.types import Lane, Task, TaskPhase
@@ -146,6 +146,8 @@ def read(recording: Recording) -> History:
         if kind is Record.GAP:
             lost.append((time_us, payload.decode(errors="replace")))
             has_list = False
+            if payload == NOT_RUNNING:
+                walk.another_clock()
             continue
         if kind is Record.LIST and has_list:
             continue  # a seek point: nothing that the changes have not said
@@ -232,6 +234,10 @@ class _Walk:
                     touched = True
         if touched:
             self._count(now)
+
+    def another_clock(self) -> None:
+        """The host was started again."""
+        self._offset = 0
 
     def _forget_what_is_not_in(self, response: cluster_pb2.WatchResponse, now: int) -> None:
         named = {(BY_KIND[obj.kind].slot, obj.key) for obj in response.objects if obj.kind in BY_KIND}

@@ -53,11 +53,17 @@ def _here(name: str) -> Path | None:
 
 
 def host_for(values: Mapping[str, object]) -> HostNeed:
-    """Whether the recordings among an action's values need a host: paths do not; of others it may have a newer one."""
+    """Whether the recordings among an action's values need a host; of several, the one that needs it most decides.
+
+    A path never does. A name does, unless a copy of it is where we are or this machine's host keeps it: those are read when no
+    host can be asked (`HostNeed` says when), for the host may have recorded more since.
+    """
     names = [str(values[name]) for name in ("name", "a", "b") if name in values]
     if all(is_path(name) for name in names):
         return HostNeed.NONE
-    return HostNeed.YES if any(_here(name) is None for name in names) else HostNeed.IF_THERE
+    if all(is_directory(name) for name in names):
+        return HostNeed.IF_THERE
+    return HostNeed.YES if any(_here(name) is None for name in names) else HostNeed.IF_NAMED
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,7 @@ from gswarm.host.state import Batch, Changed
 from gswarm.kinds import BY_KIND, wire_of
 from gswarm.profiler import manifest as manifests
 from gswarm.profiler.adaptive import EARLY_S
-from gswarm.profiler.clocks import HostClock
+from gswarm.profiler.clocks import NOT_RUNNING, HostClock
 from gswarm.profiler.journal import Record, Writer, frame
 from gswarm.profiler.manifest import Manifest
 from gswarm.profiler.recording import Recording
@@ -235,7 +235,7 @@ class Recorder:
         self._writer = Writer(manifests.files(self.directory, self._number).journal)
         self._clock.after(self._writer.last_us)
         if known:
-            self._append(Record.GAP, b"the host was not running")
+            self._append(Record.GAP, NOT_RUNNING)
         elif 0 <= self._clock.now_us() - (started_us := self.session.started_at.ToMicroseconds()) < OPENS_WITHIN_US:
             self._begins_us = started_us  # what happened while it was opened is in the first list
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,14 +56,25 @@ async def tidy(store: Store, root: Path) -> None:
             except GswarmError as error:
                 log.warning("%s was left alone: %s", path, error)
                 continue
-            await store.insist(_adopting(path, found), method="adopt")
+            touched_ns = await asyncio.to_thread(_touched_ns, path)
+            await store.insist(_adopting(path, found, touched_ns), method="adopt")
 
 
 def _recordings(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
 
 
-def _adopting(path: Path, found: Manifest) -> Callable[[Transaction], None]:
+def _touched_ns(path: Path) -> int:
+    """When the newest file of a recording was written; now where none is left: without a time it would be infinitely old."""
+    newest: list[int] = []
+    with contextlib.suppress(OSError):
+        for file in path.iterdir():
+            with contextlib.suppress(OSError):  # it vanished meanwhile
+                newest.append(file.stat().st_mtime_ns)
+    return max(newest, default=time.time_ns())
+
+
+def _adopting(path: Path, found: Manifest, touched_ns: int) -> Callable[[Transaction], None]:
     def operation(tx: Transaction) -> None:
         session = Session(
             name=path.name,
@@ -82,8 +95,8 @@ def _adopting(path: Path, found: Manifest) -> Callable[[Transaction], None]:
                 continue
             getattr(session, name).FromDatetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
         if not session.HasField("stopped_at"):
-            # The host was killed while it recorded: nothing was written after that. Without an end it would be infinitely old.
-            session.stopped_at.FromNanoseconds(max(file.stat().st_mtime_ns for file in path.iterdir()))
+            # The host was killed while it recorded: nothing was written after that.
+            session.stopped_at.FromNanoseconds(touched_ns)
         tx.put(session)
         tx.event("session.found", f"recording {path.name} was found on disk", subject=session)
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gswarm.profiler.clocks import host_offset
+from gswarm.profiler.clocks import NOT_RUNNING, host_offset
 from gswarm.profiler.journal import Record, scan
 from gswarm.v1 import cluster_pb2, common_pb2, profiler_pb2
 
@@ -334,6 +334,8 @@ def event_rows_of(items: Iterable[Item], start_us: int) -> list[tuple[int, commo
     found: dict[str, tuple[int, common_pb2.Event]] = {}
     offset = 0
     for item in items:
+        if item.kind is Record.GAP and item.payload == NOT_RUNNING:
+            offset = 0
         if item.kind not in (Record.LIST, Record.BATCH):
             continue
         response = cluster_pb2.WatchResponse.FromString(item.payload)
