@@ -15,8 +15,13 @@ import pytest
 from gswarm.cluster.types import Event
 from gswarm.data.types import Chunk
 from gswarm.errors import ExhaustedError, GswarmError, InvalidError, NotFoundError, RefusedError
+from gswarm.host.store import Store
 from gswarm.model.types import Placement, Service, ServicePhase, download_done
+from gswarm.queue.durations import History
+from gswarm.queue.shown_plan import ShownPlan
 from gswarm.queue.types import Plan, Task, TaskPhase, Workflow, WorkflowPhase, workflow_done
+from gswarm.scheduler import strategy
+from gswarm.v1 import queue_pb2
 from tests.support.cluster import Cluster, cluster, seen
 
 
@@ -326,6 +331,22 @@ async def test_the_plan_counts_what_waits_for_others_apart_from_what_no_device_t
         plans = lambda: [plan.counts for plan in mirror.rows(Plan).values()]  # noqa: E731
         await seen(mirror, plans, lambda found: found == [["1 ready", "1 waiting", "1 blocked"]])
     assert (await running.swarm.queue.plan()).lines()[0].startswith("1 ready, 1 waiting, 1 blocked; ")
+
+
+async def test_a_plan_that_could_not_be_shown_is_shown_at_the_next_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise ExhaustedError("no room")
+
+    lanes = {"g0": queue_pb2.Lane(device_id="g0", alias="n1:gpu0")}
+    async with Store(tmp_path) as store:
+        shown = ShownPlan(store, strategy.create("online", wait_bound_s=60), History())
+        with monkeypatch.context() as full, pytest.raises(ExhaustedError):
+            full.setattr(store, "apply", refused)
+            await shown._show(queue_pb2.Plan(ready=1), lanes)
+        await shown._show(queue_pb2.Plan(ready=1), lanes)
+        assert list(store.state.list(queue_pb2.Lane)) == list(lanes.values())
 
 
 async def test_an_output_too_long_for_the_queue_is_a_chunk(
