@@ -329,8 +329,8 @@ async def test_the_plan_counts_what_waits_for_others_apart_from_what_no_device_t
     await submitted(running, tmp_path, ask("one", "nomodel"), ask("two", "a", depends_on=["one"]))
     async with running.swarm.mirror((Plan,), samples=False) as mirror:
         plans = lambda: [plan.counts for plan in mirror.rows(Plan).values()]  # noqa: E731
-        await seen(mirror, plans, lambda found: found == [["1 ready", "1 waiting", "1 blocked"]])
-    assert (await running.swarm.queue.plan()).lines()[0].startswith("1 ready, 1 waiting, 1 blocked; ")
+        await seen(mirror, plans, lambda found: found == [["1 waiting", "1 blocked"]])
+    assert (await running.swarm.queue.plan()).lines()[0].startswith("1 waiting, 1 blocked; ")
 
 
 async def test_a_plan_that_could_not_be_shown_is_shown_at_the_next_turn(
