@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 from gswarm.cluster.types import Event
 from gswarm.data.types import Chunk
@@ -22,6 +24,7 @@ from gswarm.queue.shown_plan import ShownPlan
 from gswarm.queue.types import Plan, Task, TaskPhase, Workflow, WorkflowPhase, workflow_done
 from gswarm.scheduler import strategy
 from gswarm.v1 import queue_pb2
+from gswarm.v1.cluster_pb2 import WatchRequest
 from tests.support.cluster import Cluster, cluster, seen
 
 
@@ -196,6 +199,30 @@ async def test_failed_tasks_can_be_put_back_to_work(running: Cluster, tmp_path: 
         assert {task.phase for task in tasks.values()} == {TaskPhase.DONE}
         with pytest.raises(GswarmError):
             await running.swarm.queue.retry([tasks["get"].id])
+
+
+async def test_what_an_older_host_puts_back_is_read_in_one_request_by_the_ids_that_were_named(
+    running: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workflow,) = await submitted(running, tmp_path, *(ask(f"t{i}", "nomodel") for i in range(3)))
+    cancelled = await running.swarm.queue.cancel(workflow=[workflow.id])
+    call, watch, reads = running.swarm.call, running.swarm.watch, []
+
+    async def older(request: Message, **options: Any) -> Any:
+        response = await call(request, **options)
+        response.ClearField("task_ids")
+        return response
+
+    def counted(request: WatchRequest, **options: Any) -> Any:
+        reads.append(list(request.keys))
+        return watch(request, **options)
+
+    monkeypatch.setattr(running.swarm, "call", older)
+    monkeypatch.setattr(running.swarm, "watch", counted)
+    ids = [task.id for task in reversed(cancelled)]
+    again = await running.swarm.queue.retry(ids)
+    assert [t.id for t in again] == ids and {t.phase for t in again} == {TaskPhase.READY}
+    assert reads == [ids]
 
 
 async def test_tasks_are_grouped_by_model(running: Cluster, tmp_path: Path) -> None:
