@@ -46,7 +46,7 @@ def ticks(nodes: int, devices: int) -> list[tuple[profiler_pb2.MetricSchema, pro
 
 
 def plain(schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick) -> int:
-    """How many rules would fire, read value by value."""
+    """How many rules would fire, read from a table of what each device gives."""
     firing = 0
     for given in table(schema, tick):
         for rule in RULES:

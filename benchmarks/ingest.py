@@ -81,7 +81,7 @@ async def serve_bare(options: Sequence[tuple[str, str | int]] = ()) -> None:
 
 @dataclass(eq=False)
 class Server:
-    """One of the two, as a process."""
+    """One of the three, as a process."""
 
     process: asyncio.subprocess.Process
     port: int

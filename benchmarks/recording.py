@@ -144,6 +144,12 @@ def schemas(nodes: int, devices: int) -> Layouts:
     }
 
 
+def rows(schema: profiler_pb2.MetricSchema, tick: profiler_pb2.SampleTick) -> list[dict[str, float | int | None]]:
+    """What a line of JSON holds of each device: every column in its order, None where it is NA."""
+    columns: dict[str, float | int | None] = dict.fromkeys(column.name for column in schema.columns)
+    return [{**columns, **given} for given in table(schema, tick)]
+
+
 def watch(objects: dict[tuple[int, str], bytes], revision: int, time_us: int, *, whole: bool) -> bytes:
     """A WatchResponse as recorders write it."""
     mark = cluster_pb2.WatchResponse(revision=revision, list=whole)
@@ -194,7 +200,7 @@ def write(directory: Path, options: argparse.Namespace) -> list[str]:
             lines.append(json.dumps({"time_us": now, "revision": revision, "objects": [repr(k) for k in changed]}))
         out += frame(Record.TICK, now, wire)
         schema = layouts[tick.node]
-        for device, given in zip(schema.device_ids, table(schema, tick), strict=True):
+        for device, given in zip(schema.device_ids, rows(schema, tick), strict=True):
             body = {"time_us": tick.time_unix_us, "node": tick.node, "device": device}
             lines.append(json.dumps(body | given, separators=(",", ":")))
     writer.append(bytes(out))
@@ -254,7 +260,7 @@ def append_json(directory: Path, ticks: Ticks, layouts: Layouts) -> tuple[float,
         for _, tick in second:
             begin = time.process_time()
             schema = layouts[tick.node]
-            gpus = dict(zip(schema.device_ids, table(schema, tick), strict=True))
+            gpus = dict(zip(schema.device_ids, rows(schema, tick), strict=True))
             line = {"time_us": tick.time_unix_us, "node": tick.node, "gpus": gpus}
             middle = time.process_time()
             with (directory / f"{tick.node}.jsonl").open("a") as file:

@@ -201,10 +201,16 @@ class Swarm(Faces):
             call.cancel()
 
     async def list(
-        self, cls: type[T], *, filters: Sequence[str] = (), sort: str = "", limit: int = DEFAULT_LIMIT
+        self,
+        cls: type[T],
+        *,
+        filters: Sequence[str] = (),
+        sort: str = "",
+        limit: int = DEFAULT_LIMIT,
+        keys: Sequence[str] = (),
     ) -> Listing[T]:
-        """Rows of a kind; the host filters, sorts and limits."""
-        return await self._list(cls, list_request(cls, filters=filters, sort=sort, limit=limit))
+        """Rows of a kind, of these keys if any are named; the host filters, sorts and limits."""
+        return await self._list(cls, list_request(cls, filters=filters, sort=sort, limit=limit, keys=keys))
 
     async def _list(self, cls: type[T], request: cluster_pb2.WatchRequest) -> Listing[T]:
         deadline = time.monotonic() + net.CONNECT_S

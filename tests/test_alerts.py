@@ -199,20 +199,26 @@ async def test_default_rules_can_be_switched_off(tmp_path: Path) -> None:
         assert list(await alerts(running, bool)) == ["warm/SIM-n1-0"]
 
 
-async def test_what_happened_before_there_was_a_rule_for_it_is_no_news(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [(), (Rule("lunch", When.EVENT, "dinner.over"),)], ids=["no rule", "another type"])
+async def test_what_happened_before_there_was_a_rule_for_it_is_no_news(
+    tmp_path: Path, before: tuple[Rule, ...]
+) -> None:
     def happens(tx: Transaction) -> None:
         tx.event("lunch.over", "lunch is over", subject=cluster_pb2.Node(name="n1"))
 
-    async with cluster(tmp_path, config(WARM)) as running, running.agent("n1", "1xH100"):
+    async with cluster(tmp_path, config(WARM, *before)) as running, running.agent("n1", "1xH100"):
         await alerts(running, bool)  # the rules are followed
         await running.context.store.apply(happens, actor="test")
     lunch = Rule("lunch", When.EVENT, "lunch.over")
+    for _ in ("the rule is new", "it is known, and still nothing has happened"):
+        async with cluster(tmp_path, config(lunch, WARM)) as running, running.agent("n1", "1xH100"):
+            async with running.swarm.mirror((Device,)) as mirror:
+                await seen(mirror, lambda: len(mirror.samples), bool)
+            assert list(await alerts(running, bool)) == ["warm/SIM-n1-0"]
     async with cluster(tmp_path, config(lunch, WARM)) as running, running.agent("n1", "1xH100"):
-        async with running.swarm.mirror((Device,)) as mirror:
-            await seen(mirror, lambda: len(mirror.samples), bool)
-        assert list(await alerts(running, bool)) == ["warm/SIM-n1-0"]
         await running.context.store.apply(happens, actor="test")
-        await alerts(running, lambda ids: ids == ["lunch/n1", "warm/SIM-n1-0"])
+        fired = await alerts(running, lambda ids: ids == ["lunch/n1", "warm/SIM-n1-0"])
+        assert fired["lunch/n1"].count == 1
 
 
 async def test_rules_that_cannot_be_stop_the_host_before_it_starts(tmp_path: Path) -> None:

@@ -113,10 +113,43 @@ async def test_reports_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> Non
 
     held = asyncio.create_task(attach())
     with pytest.raises(AssertionError):
-        await until(lambda: told > 20)  # as many as are being applied, and as many again that wait
+        await until(lambda: told >= 10)
     stream.applies.set()
     await held
     assert stream.applied == list(range(100))
+
+
+async def test_the_agent_is_heard_again_after_each_group_that_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OUTBOX_LIMIT", 10)
+    monkeypatch.setattr(module, "GROUP", 4)
+    stream = Stream()
+    told = 0
+
+    async def apply(_: Connection, reports: list[agent_pb2.Report]) -> None:
+        await stream.applies.wait()
+        stream.applies.clear()
+        stream.applied += [report.seq for report in reports]
+
+    async def attach() -> None:
+        async def reading() -> None:
+            nonlocal told
+            for seq in range(30):
+                await connection.report(report(seq))
+                told += 1
+
+        connection = Connection("n1", "one", "box", stream.write, apply)
+        await connection.hold(reading())
+
+    held = asyncio.create_task(attach())
+    await until(lambda: told == 9)  # the tenth waits
+    for groups in (1, 2, 3):
+        stream.applies.set()
+        await until(lambda groups=groups: told == 9 + 4 * groups)  # type: ignore[misc]
+        assert stream.applied == list(range(4 * groups)), "one group made room"
+    held.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await held
+    assert not others()
 
 
 async def test_what_keeps_reports_from_being_applied_ends_the_stream_and_is_told() -> None:

@@ -9,14 +9,22 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 from gswarm.cluster.types import Event
 from gswarm.data.types import Chunk
 from gswarm.errors import ExhaustedError, GswarmError, InvalidError, NotFoundError, RefusedError
+from gswarm.host.store import Store
 from gswarm.model.types import Placement, Service, ServicePhase, download_done
+from gswarm.queue.durations import History
+from gswarm.queue.shown_plan import ShownPlan
 from gswarm.queue.types import Plan, Task, TaskPhase, Workflow, WorkflowPhase, workflow_done
+from gswarm.scheduler import strategy
+from gswarm.v1 import queue_pb2
+from gswarm.v1.cluster_pb2 import WatchRequest
 from tests.support.cluster import Cluster, cluster, seen
 
 
@@ -193,6 +201,30 @@ async def test_failed_tasks_can_be_put_back_to_work(running: Cluster, tmp_path: 
             await running.swarm.queue.retry([tasks["get"].id])
 
 
+async def test_what_an_older_host_puts_back_is_read_in_one_request_by_the_ids_that_were_named(
+    running: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workflow,) = await submitted(running, tmp_path, *(ask(f"t{i}", "nomodel") for i in range(3)))
+    cancelled = await running.swarm.queue.cancel(workflow=[workflow.id])
+    call, watch, reads = running.swarm.call, running.swarm.watch, []
+
+    async def older(request: Message, **options: Any) -> Any:
+        response = await call(request, **options)
+        response.ClearField("task_ids")
+        return response
+
+    def counted(request: WatchRequest, **options: Any) -> Any:
+        reads.append(list(request.keys))
+        return watch(request, **options)
+
+    monkeypatch.setattr(running.swarm, "call", older)
+    monkeypatch.setattr(running.swarm, "watch", counted)
+    ids = [task.id for task in reversed(cancelled)]
+    again = await running.swarm.queue.retry(ids)
+    assert [t.id for t in again] == ids and {t.phase for t in again} == {TaskPhase.READY}
+    assert reads == [ids]
+
+
 async def test_tasks_are_grouped_by_model(running: Cluster, tmp_path: Path) -> None:
     """Twelve tasks of two models, turn by turn, on one device that holds one of them: one load each is enough."""
     async with at_work(running, "a", "b"):
@@ -324,8 +356,24 @@ async def test_the_plan_counts_what_waits_for_others_apart_from_what_no_device_t
     await submitted(running, tmp_path, ask("one", "nomodel"), ask("two", "a", depends_on=["one"]))
     async with running.swarm.mirror((Plan,), samples=False) as mirror:
         plans = lambda: [plan.counts for plan in mirror.rows(Plan).values()]  # noqa: E731
-        await seen(mirror, plans, lambda found: found == [["1 ready", "1 waiting", "1 blocked"]])
-    assert (await running.swarm.queue.plan()).lines()[0].startswith("1 ready, 1 waiting, 1 blocked; ")
+        await seen(mirror, plans, lambda found: found == [["1 waiting", "1 blocked"]])
+    assert (await running.swarm.queue.plan()).lines()[0].startswith("1 waiting, 1 blocked; ")
+
+
+async def test_a_plan_that_could_not_be_shown_is_shown_at_the_next_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise ExhaustedError("no room")
+
+    lanes = {"g0": queue_pb2.Lane(device_id="g0", alias="n1:gpu0")}
+    async with Store(tmp_path) as store:
+        shown = ShownPlan(store, strategy.create("online", wait_bound_s=60), History())
+        with monkeypatch.context() as full, pytest.raises(ExhaustedError):
+            full.setattr(store, "apply", refused)
+            await shown._show(queue_pb2.Plan(ready=1), lanes)
+        await shown._show(queue_pb2.Plan(ready=1), lanes)
+        assert list(store.state.list(queue_pb2.Lane)) == list(lanes.values())
 
 
 async def test_an_output_too_long_for_the_queue_is_a_chunk(

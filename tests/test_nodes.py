@@ -415,6 +415,36 @@ async def test_logs_come_from_the_node_that_was_asked(host: Host) -> None:
         await anext(host.nodes.read_log("n9", "web", 100, follow=False))
 
 
+async def test_who_follows_a_log_is_told_when_its_agent_attaches_anew(host: Host) -> None:
+    async with RawAgent(host) as one, RawAgent(host) as again:
+        await one.attach(hello())
+
+        async def read() -> None:
+            async for _ in host.nodes.read_log("n1", "web", 100, follow=True):
+                pass
+
+        reading = asyncio.create_task(read())
+        await one.hear("read_log")
+        await again.attach(hello(incarnation="two"))
+        async with asyncio.timeout(10):
+            with pytest.raises(RefusedError, match="read it again"):
+                await reading
+
+
+async def test_an_agent_that_cannot_be_welcomed_is_not_taken_for_attached(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: str) -> agent_pb2.DesiredState:
+        raise RefusedError("no desired state can be made")
+
+    async with RawAgent(host) as agent:
+        monkeypatch.setattr(host.nodes.desired, "of", broken)
+        await agent.say(hello=hello())
+        with pytest.raises(RefusedError, match="no desired state"):
+            await agent.ended()
+        assert not host.nodes.connected("n1")
+
+
 # The real link over a network that fails
 
 

@@ -95,6 +95,28 @@ async def test_the_oldest_finished_workflows_leave_the_watch(tmp_path: Path, mon
         assert [t.id for t in await store.archived(Task)] == ["4", "1"]
 
 
+async def test_a_workflow_that_ended_again_leaves_after_those_that_ended_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "FINISHED_WATCHED", 1)
+    async with Store(tmp_path) as store:
+        await submit(store, 2)
+        old = Archive(store)
+
+        async def end(name: str) -> None:
+            await store.apply(lambda tx: transitions.cancel(tx, [name]), actor="t")
+            workflow = store.state.get(Workflow, f"w{name}")
+            assert workflow is not None
+            old.learn(workflow)
+
+        await end("1")
+        await store.apply(lambda tx: transitions.retry(tx, ["1"]), actor="t")
+        await end("2")
+        await end("1")
+        await old.tidy(unfinished=0)
+        assert [w.id for w in store.state.list(Workflow)] == ["w1"]
+
+
 async def test_a_workflow_put_back_to_work_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "FINISHED_WATCHED", 0)
     async with Store(tmp_path) as store:

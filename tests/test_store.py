@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -402,6 +403,71 @@ async def test_a_full_disk_says_so_and_works_again_with_room(tmp_path: Path) -> 
         connection.execute("PRAGMA max_page_count = 1000000")
         await store.apply(big, actor="t")
         assert set(nodes(store)) == {"kept", "big"}
+
+
+async def test_on_a_full_disk_what_needs_no_disk_goes_on_without_what_was_lost(tmp_path: Path) -> None:
+    held, seen = threading.Event(), []
+
+    def look(tx: Transaction) -> None:
+        tx.put(node("shown"))
+        seen.append(sorted(found.name for found in tx.list(cluster_pb2.Node)))
+
+    async with Store(tmp_path) as store:
+        await store.apply(put("kept"), actor="t")
+        connection = store._writer.database._db
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+        def big(tx: Transaction) -> None:
+            tx.put(cluster_pb2.Node(name="big", platform="x" * (1 << 20)))
+
+        first = asyncio.create_task(store.apply(lambda tx: held.wait(30), actor="t", durable=False))
+        await asyncio.sleep(0)
+        group = [
+            asyncio.create_task(store.apply(big, actor="t")),
+            asyncio.create_task(store.apply(look, actor="t", durable=False)),
+        ]
+        await asyncio.sleep(0)  # both wait behind the first, so that they are one group
+        held.set()
+        lost, shown = await asyncio.gather(*group, return_exceptions=True)
+        assert await first and isinstance(lost, ExhaustedError) and shown is None
+        assert seen == [["big", "kept", "shown"], ["kept", "shown"]], "it ran again on what is left"
+        assert set(nodes(store)) == {"kept", "shown"}
+
+
+async def test_replies_that_cannot_be_swept_are_swept_later_and_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gswarm.host.replies.SWEEP", 1)
+    async with Store(tmp_path) as store:
+        connection = store._writer.database._db
+        connection.execute("INSERT INTO replies VALUES ('t', 'old', '', '', '', 0)")
+        connection.execute(
+            "CREATE TRIGGER full BEFORE DELETE ON replies BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END"
+        )
+        async with asyncio.timeout(30):
+            for name in ("n1", "n2", "n3"):
+                await ask(store, name, f"of {name}")
+        connection.execute("DROP TRIGGER full")
+        assert store._writer.database.reply("t", "old") is not None
+        await ask(store, "n4", "of n4")
+        await store.apply(put("n5"), actor="t")
+        assert store._writer.database.reply("t", "old") is None, "as soon as it can be"
+
+
+async def test_a_group_that_cannot_be_written_for_any_reason_does_not_end_the_store(tmp_path: Path) -> None:
+    async with Store(tmp_path) as store, asyncio.timeout(30):
+
+        def odd(tx: Transaction) -> None:
+            tx.put(node("lost"))
+            tx.put_value("\ud800", b"no text that SQLite takes")
+
+        with pytest.raises(GswarmError, match="could not store"):
+            await store.apply(odd, actor="t")
+        await store.apply(put("after"), actor="t")
+        assert set(nodes(store)) == {"after"}
+    async with Store(tmp_path) as store:
+        assert set(nodes(store)) == {"after"}
 
 
 async def test_a_second_host_on_the_same_state_is_refused(tmp_path: Path) -> None:

@@ -67,7 +67,11 @@ class AlertService:
         self._happenings = Happenings(self.rules)
         self._changes: list[Change] = []
         self._gone: list[str] = []
+        self._marks = {f"{rule.name} {rule.of}": rule.name for rule in self.rules if rule.when is When.EVENT}
+        """What tells a rule on events from those of earlier starts, and its name."""
         self._seen_event = 0
+        self._kept = b"", b""
+        """What of `_seen` is in the store."""
         self._new: set[str] = set()
         """Rules on events that no earlier host had: what happened before them is no news."""
         self._wake = asyncio.Event()
@@ -164,19 +168,19 @@ class AlertService:
     # What is kept
 
     async def _restore(self) -> None:
-        names = self._happenings.names
-
-        def operation(tx: Transaction) -> tuple[list[tuple[str, bytes]], int, set[str]]:
+        def operation(tx: Transaction) -> tuple[list[tuple[str, bytes]], bytes, bytes | None]:
             seen, known = tx.get_value(_SEEN), tx.get_value(_KNOWN)
             if seen is None:
                 # The first start with alerts: what is over is no news.
                 seen = str(max((int(event.id) for event in tx.list(Event)), default=0)).encode()
                 tx.put_value(_SEEN, seen)
-            tx.put_value(_KNOWN, "\n".join(sorted(names)).encode())
-            new = names - set(known.decode().split("\n")) if known is not None else set()
-            return list(tx.list_values(_COUNTED)), int(seen), set(new)
+            return list(tx.list_values(_COUNTED)), seen, known
 
-        values, self._seen_event, self._new = await self.store.insist(operation, method="alerts")
+        values, seen, known_marks = await self.store.insist(operation, method="alerts")
+        self._seen_event, self._kept = int(seen), (seen, known_marks or b"")
+        if known_marks is not None:
+            old = set(known_marks.decode().split("\n"))
+            self._new = {name for mark, name in self._marks.items() if mark not in old}
         counted = {_key(name.removeprefix(_COUNTED)): int(value) for name, value in values}
         firing: dict[tuple[str, str], datetime] = {}
         known = {rule.name: rule for rule in self.rules}
@@ -212,9 +216,10 @@ class AlertService:
         changes, self._changes = self._changes, []
         gone, self._gone = self._gone, []
         changes += [*self._states.due(now), *self._happenings.due(now)]
-        if not changes and not gone:
+        # Both at once: a rule is no longer new only when what happened before it counts as seen.
+        seen, marks = keep = self._seen()
+        if not changes and not gone and keep == self._kept:
             return
-        seen = self._seen_event
 
         def operation(tx: Transaction) -> dict[str, dict[str, bytes]]:
             posted: dict[str, dict[str, bytes]] = {courier.sink.name: {} for courier in self._couriers}
@@ -232,7 +237,8 @@ class AlertService:
             for name, _ in list(tx.list_values(_COUNTED)) if gone else []:
                 if _key(name.removeprefix(_COUNTED))[1] in gone:
                     tx.put_value(name, None)
-            tx.put_value(_SEEN, str(seen).encode())
+            tx.put_value(_SEEN, seen)
+            tx.put_value(_KNOWN, marks)
             return posted
 
         try:
@@ -241,8 +247,13 @@ class AlertService:
             log.warning("alerts cannot be kept: %s", error)
             self._changes[:0], self._gone[:0] = changes, gone
             return
+        self._kept = keep
         for courier in self._couriers:
             courier.take(posted[courier.sink.name])
+
+    def _seen(self) -> tuple[bytes, bytes]:
+        """The last event that was looked at, and the rules that it was shown to."""
+        return str(self._seen_event).encode(), "\n".join(sorted(self._marks)).encode()
 
     def _apply(self, tx: Transaction, change: Change) -> bytes | None:
         """One change in the transaction; what is to be told of it, if anything."""

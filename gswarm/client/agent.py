@@ -203,6 +203,7 @@ class Agent:
             case "welcome":
                 self.peer.accept(message.welcome.peer_token)
                 self.profiler.welcomed(message.welcome)
+                self.models.welcomed()
             case "desired":
                 self.desired = message.desired
                 for worker in self.workers:

@@ -11,7 +11,9 @@ from gswarm.host.clocks import Clock
 from gswarm.v1 import agent_pb2
 
 OUTBOX_LIMIT = 4096
-"""Messages that may wait to be sent, and reports that may wait to be applied."""
+"""Messages that may wait to be sent, and reports that may wait to be applied or are being applied."""
+GROUP = 256
+"""Reports applied in one transaction."""
 
 
 @dataclass(eq=False, slots=True)
@@ -26,7 +28,7 @@ class Connection:
     write: Callable[[agent_pb2.AttachResponse], Awaitable[None]]
     """Puts a message on the stream."""
     apply: Callable[[Connection, list[agent_pb2.Report]], Awaitable[None]]
-    """Applies reports and acknowledges them."""
+    """Applies reports, `GROUP` at most, and acknowledges them."""
     tick_seq: int = 0
     tick_acked: int = 0
     tick_told: int = 0
@@ -37,6 +39,8 @@ class Connection:
     _writer: asyncio.Task[None] | None = None
     _reports: list[agent_pb2.Report] = field(default_factory=list)
     _applier: asyncio.Task[None] | None = None
+    _room: asyncio.Event | None = None
+    """What the reader waits for while too many reports are not applied."""
     _is_over: bool = False
     _error: BaseException | None = None
 
@@ -88,17 +92,22 @@ class Connection:
         self._writer = None
 
     async def report(self, report: agent_pb2.Report) -> None:
-        """Queue a report to be applied; waits while too many are."""
+        """Queue a report to be applied; while too many are it waits for one group, since heartbeats come behind it."""
         self._reports.append(report)
         if self._applier is None:
             self._applier = self._start(self._apply(), "apply")
         elif len(self._reports) >= OUTBOX_LIMIT:
-            await asyncio.wait((self._applier,))
+            self._room = asyncio.Event()
+            await self._room.wait()
 
     async def _apply(self) -> None:
         while self._reports:
-            reports, self._reports = self._reports, []
-            await self.apply(self, reports)
+            group = self._reports[:GROUP]
+            await self.apply(self, group)
+            del self._reports[: len(group)]
+            if self._room is not None:
+                self._room.set()
+                self._room = None
         self._applier = None
 
     def _start(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:

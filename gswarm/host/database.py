@@ -187,23 +187,24 @@ class Database:
             self._many("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", rows.replies)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             # A quota, and a limit on a file's size, are told as an error of writing.
-            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            if getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
                 raise DiskFullError(
                     "the host's disk is full",
                     why=f"{self.path}: {error}",
                     next="free space there; nothing of this change was kept",
                 ) from None
             raise GswarmError("the host could not store the change", why=f"{self.path}: {error}") from None
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def _many(self, statement: str, rows: Collection[tuple[object, ...]]) -> None:
         if rows:
             self._db.executemany(statement, rows)
 
     def forget_replies(self) -> None:
-        """Drop replies older than a day."""
+        """Drop replies older than a day. Raises sqlite3.Error: this, too, needs room."""
         self._db.execute("DELETE FROM replies WHERE at < unixepoch() - ?", (REPLY_KEPT_S,))
 
     def close(self) -> None:

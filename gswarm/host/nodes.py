@@ -255,10 +255,6 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         self._fence(name, hello)
         slot = next(self._slots) % PHASE_SLOTS * (100 // PHASE_SLOTS)
         seq = await self.store.apply(join(hello, detail, self._hellos), actor=f"node:{name}", method="attach")
-        connection = Connection(name, hello.node.incarnation, hello.outbox, context.write, self.reports.apply)
-        if old := self._connections.get(name):
-            old.cut()
-        self._connections[name], self._heard[name] = connection, time.monotonic()
         welcome = agent_pb2.Welcome(
             host_version=__version__,
             report_seq=seq,
@@ -267,10 +263,25 @@ class Nodes(agent_pb2_grpc.AgentServicer):
             sample_interval_s=self.desired.interval_s(name),
             peer_token=self.peer_token,
         )
+        desired = self.desired.of(name)
+        # From here on nothing fails: a connection that is known is held, and forgotten when it ends.
+        connection = Connection(name, hello.node.incarnation, hello.outbox, context.write, self.reports.apply)
+        if old := self._connections.get(name):
+            old.cut()
+        self._connections[name], self._heard[name] = connection, time.monotonic()
+        self._end_logs(name)
         # Through the queue like all else: a state computed later must never be overtaken by an older one.
         connection.send(agent_pb2.AttachResponse(welcome=welcome))
-        connection.send(agent_pb2.AttachResponse(desired=self.desired.of(name)))
+        connection.send(agent_pb2.AttachResponse(desired=desired))
         return connection
+
+    def _end_logs(self, name: str) -> None:
+        """An agent that attaches anew sends nothing more of the logs that it was asked for before."""
+        for node, queue in self._logs.values():
+            if node == name:
+                queue.put_nowait(
+                    agent_pb2.LogChunk(end=True, error=f"node {name} was cut off meanwhile; read it again")
+                )
 
     def _fence(self, name: str, hello: agent_pb2.Hello) -> None:
         """Let one agent speak for a node. Raises RefusedError for a second one.

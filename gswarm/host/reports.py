@@ -15,7 +15,6 @@ from gswarm.v1 import agent_pb2, common_pb2
 from gswarm.v1.cluster_pb2 import Node
 
 log = logging.getLogger("gswarm.host")
-GROUP = 256
 ReportHandler = Callable[[Transaction, str, agent_pb2.Report], None]
 ProgressHandler = Callable[[Transaction, str, agent_pb2.Progress], None]
 
@@ -51,21 +50,19 @@ class Reports:
 
         await self._store.apply(operation, actor=f"node:{connection.node}", durable=False)
 
-    async def apply(self, connection: Connection, reports: list[agent_pb2.Report]) -> None:
-        """Apply them, many in one transaction, then acknowledge. Raises UnreachableError or ExhaustedError when the host
+    async def apply(self, connection: Connection, group: list[agent_pb2.Report]) -> None:
+        """Apply them in one transaction, then acknowledge. Raises UnreachableError or ExhaustedError when the host
         cannot take anything now: the agent keeps them and tells again.
         """
-        for first in range(0, len(reports), GROUP):
-            group = reports[first : first + GROUP]
-            try:
-                seq = await self._apply(connection, self.operation(connection, group))
-            except (UnreachableError, ExhaustedError):
-                raise
-            except Exception:
-                # One bad report must not block those behind it for ever: find it, and put it on record instead.
-                for report in group:
-                    seq = await self._apply_or_record(connection, report)
-            connection.send(agent_pb2.AttachResponse(ack=agent_pb2.Ack(report_seq=seq)))
+        try:
+            seq = await self._apply(connection, self.operation(connection, group))
+        except (UnreachableError, ExhaustedError):
+            raise
+        except Exception:
+            # One bad report must not block those behind it for ever: find it, and put it on record instead.
+            for report in group:
+                seq = await self._apply_or_record(connection, report)
+        connection.send(agent_pb2.AttachResponse(ack=agent_pb2.Ack(report_seq=seq)))
 
     async def _apply(self, connection: Connection, operation: Callable[[Transaction], int]) -> int:
         return await self._store.apply(operation, actor=f"node:{connection.node}", method="report")

@@ -74,7 +74,8 @@ class Store:
 
         With a request id the reply (a protobuf message of the method's response type) is stored beside the change,
         and a retry is answered instead of repeated. `durable=False` keeps order and publication but writes nothing:
-        for progress and presence, which agents tell again after a restart.
+        for progress and presence, which agents tell again after a restart. Such an operation needs no room on the
+        disk; it runs a second time when those of its group that do found none.
         Raises whatever the operation raised, RefusedError on a reused id or a moved revision, ExhaustedError on a
         full disk.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from gswarm.kinds import BY_KIND, wire_of
 from gswarm.v1 import common_pb2
 
 GROUP_LIMIT = 512
+log = logging.getLogger("gswarm.host")
 
 
 @dataclass(slots=True)
@@ -91,7 +93,13 @@ class Writer(threading.Thread):
                     stop = True
                     break
                 jobs.append(more)
-            outcomes = self._run_group(jobs)
+            try:
+                outcomes = self._run_group(jobs)
+            except Exception as error:  # whatever it is: those who wait are told, and those to come are served
+                log.exception("a group of changes cannot be stored")
+                why = f"{type(error).__name__}: {error}"
+                failed = GswarmError("the host could not store the change", why=why, next="see gswarm logs host")
+                outcomes = [Outcome(job, error=failed) for job in jobs]
             self._loop.call_soon_threadsafe(self._publish, outcomes)
             if stop:
                 return
@@ -100,14 +108,18 @@ class Writer(threading.Thread):
         self._group, rows = Edits(), Rows()
         self._replies.begin_group()
         outcomes = [self._run_one(job, rows) for job in jobs if not job.future.cancelled()]
-        try:
-            if any(o.job.durable and o.error is None for o in outcomes):
+        writes = any(o.job.durable and o.error is None for o in outcomes)
+        if writes:
+            try:
                 self.database.write(rows)
-                self._replies.written(rows)
-        except GswarmError as error:
-            # Whoever saw an uncommitted change of this group must not keep it: all of them fail together.
-            return [Outcome(o.job, error=o.error or error) for o in outcomes]
+            except GswarmError as error:
+                # Whoever saw an uncommitted change of this group must not keep it: those that were to be written fail
+                # together, and the others, which need no disk, run again as if those had never been.
+                failed = [Outcome(o.job, error=o.error or error) for o in outcomes if o.job.durable]
+                return failed + self._run_group([o.job for o in outcomes if not o.job.durable])
         self._committed.absorb(self._group)
+        if writes:
+            self._replies.written(rows)
         return outcomes
 
     def _run_one(self, job: Job[object], rows: Rows) -> Outcome:

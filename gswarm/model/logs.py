@@ -20,12 +20,17 @@ class Logs:
         self._readers: dict[int, asyncio.Task[None]] = {}
 
     def read(self, request: agent_pb2.ReadLog) -> None:
-        """Start or end sending a log."""
-        if request.cancel:
-            if task := self._readers.pop(request.stream_id, None):
-                task.cancel()
-            return
-        self._readers[request.stream_id] = asyncio.create_task(self._send(request), name=f"log-{request.service}")
+        """Start or end sending a log; what was sent under the same id before ends."""
+        if task := self._readers.pop(request.stream_id, None):
+            task.cancel()
+        if not request.cancel:
+            self._readers[request.stream_id] = asyncio.create_task(self._send(request), name=f"log-{request.service}")
+
+    def end(self) -> None:
+        """End all: a host that welcomes us has no reader of before, and counts its streams from 1 again if it is new."""
+        for task in self._readers.values():
+            task.cancel()
+        self._readers.clear()
 
     async def _send(self, request: agent_pb2.ReadLog) -> None:
         end = agent_pb2.LogChunk(stream_id=request.stream_id, end=True)
@@ -36,5 +41,6 @@ class Logs:
         except GswarmError as error:
             end.error = str(error)
         finally:
-            self._readers.pop(request.stream_id, None)
+            if self._readers.get(request.stream_id) is asyncio.current_task():
+                del self._readers[request.stream_id]
         self._link.log_chunk(end)

@@ -58,6 +58,10 @@ class ModelWorker:
         """Start or end sending a service's log to the host."""
         self._logs.read(request)
 
+    def welcomed(self) -> None:
+        """The agent is attached, again or to a new host."""
+        self._logs.end()
+
     async def run(self) -> None:
         """Reconcile until cancelled."""
         async with asyncio.TaskGroup() as group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,8 +42,7 @@ async def cancel(swarm: Swarm, tasks: list[str], workflows: list[str]) -> list[T
     if not tasks and not workflows:
         raise InvalidError("nothing to cancel was named", next="name task ids, or --workflow", field="task")
     await swarm.call(queue_pb2.CancelRequest(task_ids=tasks, workflow_ids=workflows))
-    named = [t for name in tasks for t in await swarm.list(Task, filters=(f"id={name}",), limit=0)]
-    homes = {t.workflow_id for t in named} | set(workflows)
+    homes = {t.workflow_id for t in await _named(swarm, tasks)} | set(workflows)
     known = [t for home in homes for t in await swarm.list(Task, filters=(f"workflow_id={home}",), limit=0)]
     covered = {t.id for t in known if t.id in tasks or t.workflow_id in workflows}
     while more := {t.id for t in known if covered.intersection(t.depends_on)} - covered:
@@ -55,8 +55,18 @@ async def retry(swarm: Swarm, tasks: list[str]) -> list[Task]:
 
     A dry run answers with what would be put back, as it stands. A retry answers the same again.
     """
-    again = (await swarm.call(queue_pb2.RetryRequest(task_ids=tasks))).task_ids
-    return [t for name in again for t in await swarm.list(Task, filters=(f"id={name}",), limit=0)]
+    response = await swarm.call(queue_pb2.RetryRequest(task_ids=tasks))
+    # Older hosts, and replies that one of them kept, do not name what was put back.
+    return await _named(swarm, response.task_ids or tasks)
+
+
+async def _named(swarm: Swarm, ids: Iterable[str]) -> list[Task]:
+    """The tasks of these ids that there are, in this order, each once."""
+    wanted = tuple(dict.fromkeys(ids))
+    if not wanted:
+        return []  # no keys are all keys
+    found = {t.id: t for t in await swarm.list(Task, keys=wanted, limit=0)}
+    return [found[name] for name in wanted if name in found]
 
 
 def _goes(task: Task, swarm: Swarm) -> bool:

@@ -24,8 +24,9 @@ class Archive:
         self._ended: dict[str, None] = {}
 
     def learn(self, workflow: Workflow) -> None:
-        """Remember a workflow once it has ended."""
+        """Remember a workflow once it has ended; one that was put back to work and ended again comes last."""
         if workflow.phase != queue_pb2.WORKFLOW_PHASE_ACTIVE:
+            self._ended.pop(workflow.id, None)
             self._ended[workflow.id] = None
 
     async def tidy(self, unfinished: int) -> None:

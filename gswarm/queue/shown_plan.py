@@ -74,7 +74,6 @@ class ShownPlan:
             return
         gone = self._lanes.keys() - fresh.keys()
         changed = [lane for key, lane in fresh.items() if self._lanes.get(key) != lane]
-        self._lanes = fresh
 
         def operation(tx: Transaction) -> None:
             for key in gone:
@@ -84,6 +83,7 @@ class ShownPlan:
             tx.put(made)
 
         await self._store.apply(operation, actor="planner", durable=False)
+        self._lanes = fresh
 
 
 def _same(a: Plan, b: Plan) -> bool:

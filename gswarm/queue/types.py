@@ -174,8 +174,13 @@ class Plan:
 
     @property
     def counts(self) -> list[str]:
-        """How many tasks there are of each kind, in words; empty: there are none."""
-        kinds = ((self.ready, "ready"), (self.running, "running"), (self.waiting, "waiting"), (self.blocked, "blocked"))
+        """How many tasks there are of each kind, in words, each task once; empty: there are none."""
+        kinds = (
+            (self.ready - self.blocked, "ready"),
+            (self.running, "running"),
+            (self.waiting, "waiting"),
+            (self.blocked, "blocked"),
+        )
         return [f"{count} {word}" for count, word in kinds if count]
 
 
