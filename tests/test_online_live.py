@@ -66,6 +66,17 @@ def test_all_that_waits_counts_by_what_is_known_now_of_how_long_it_takes(learned
     assert sum(isinstance(order, Load) for order in out) == loads
 
 
+def test_gpus_that_others_are_busy_on_too_are_not_idle() -> None:
+    strategy = Online()
+    theirs = [Server(f"u-{d}", "u", (d,), 1, ready=True, ours=False) for d in ("d0", "d1")]
+    everywhere = ("d0", "d1", "d2")
+    models = [model("a", *everywhere), model("b", *everywhere), model("u", *everywhere)]
+    servers = [up("b", "d0"), up("b", "d1"), *(ServerIs(server) for server in theirs), up("a", "d2")]
+    strategy.handle(0, [*devices(3), *models, *servers, *jobs("u", 2)])
+    out = strategy.handle(1, jobs("a", 40))
+    assert starts(out) == ["a0"] and not [order for order in out if isinstance(order, Load | Unload)]
+
+
 def test_any_number_of_due_tasks_that_no_device_can_take_stand_aside() -> None:
     strategy = Online(wait_bound_s=5)
     strategy.handle(0, [*devices(2), model("far", "d0"), model("near", "d1"), up("far", "d0", ready=False)])

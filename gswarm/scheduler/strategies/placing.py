@@ -105,7 +105,8 @@ class Placing(Intake):
         found: list[_Idle] = [(-1.0, p.number, p, None) for p in fleet.free.values()]
         for copy in fleet.idle.values():
             line = copy.line
-            if not line.ready.count:
+            # A GPU that something else is on too, a person's server, would not be free once this one has left.
+            if not line.ready.count and all(len(p.copies) == 1 for p in copy.places):
                 found += [(line.demand / max(1, line.supply), p.number, p, line) for p in copy.places]
         found.sort(key=BY_WORTH)
         return found
@@ -141,8 +142,8 @@ class Placing(Intake):
         drain = line.draining()
         if drain is not None:
             fleet.call_off(drain)
-        fleet.begin(line, good, why if self.reasons else "", self._now)
-        return True
+        # One that had to wait could be called off for the next, and that one for it, for ever.
+        return fleet.begin(line, good, why if self.reasons else "", self._now).is_fixed
 
     def _is_due_more(self, line: Line, other: Line | None) -> bool:
         """Whether by its share of the demand the model may have one more server on free GPUs, or on those of another."""
