@@ -93,10 +93,11 @@ async def test_a_recording_answers_every_read_as_the_host_did(tmp_path: Path, mo
         await swarm.profiler.start(name="run", interval=0.2)
         await session(running, "run", lambda s: s.ticks > 2)
         keys = await a_busy_host(running, tmp_path)
-        before, live = await answers(swarm, keys), await answers(swarm, keys)
-        while before != live:  # the plan and services settle
-            before, live = live, await answers(swarm, keys)
-        then = datetime.now(UTC)
+        live = await answers(swarm, keys)
+        while True:  # the plan and services settle: nothing changes on either side of the moment
+            before, then, live = live, datetime.now(UTC), await answers(swarm, keys)
+            if before == live:
+                break
         await session(running, "run", lambda s: s.ticks > 12)
         # What happens later must not be in the answers.
         await swarm.model.annotate("sim", set=["team=search"])
