@@ -11,8 +11,10 @@ from gswarm_tui.pages.device import DevicePage
 from gswarm_tui.pages.task import TaskPage
 from gswarm_tui.report import Report, lines_of
 
+from gswarm import cli
 from gswarm.alert.types import Alert
 from gswarm.cluster.types import Device, DevicePath, DeviceProcess, Event, Node, PathKind, Severity
+from gswarm.model.types import Model, ModelVersion
 from gswarm.views import table
 from tests.support.console import at, console, screen, text, tick
 from tests.support.swarm import NOON
@@ -128,6 +130,12 @@ async def test_an_answer_with_rows_reads_as_on_the_command_line() -> None:
     events = [Event("7", NOON, "node.ready", Severity.INFO, message="n1 joined")]
     head, row = ("".join(part for part, _ in spans) for spans in lines_of(events))
     assert [head, row] == table(events, Event)
+
+
+async def test_an_answer_about_one_thing_reads_as_on_the_command_line() -> None:
+    model = Model("m", (ModelVersion("v1", size_bytes=16 << 30, created_at=NOON),), metadata={"team": "search"})
+    shown = ["".join(part for part, _ in spans) for spans in lines_of(model)]
+    assert shown == cli.lines(model) and any("16G" in line for line in shown)
 
 
 async def test_a_screen_that_is_resumed_shows_the_newest_view() -> None:

@@ -280,11 +280,10 @@ class Console(Acting):
         row = self.snapshot.row_of(pane.kind, pane.cursor_key) if pane is not None and pane.cursor_key else None
         if row is not None:
             import json
-            from dataclasses import asdict
 
-            from .report import text_of
+            from gswarm.codec import to_plain
 
-            self.copy_to_clipboard(json.dumps(asdict(row), default=text_of))
+            self.copy_to_clipboard(json.dumps(to_plain(row), ensure_ascii=False))
             self.notify("copied as JSON", timeout=2)
 
     def action_read_only(self) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from datetime import datetime
-from enum import Enum
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
@@ -14,9 +12,8 @@ from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
 from gswarm.errors import GswarmError
-from gswarm.views import table
+from gswarm.views import detail, plain, printable, table
 
-from . import figures
 from .widgets.board import Board
 from .widgets.spans import Spans
 
@@ -24,23 +21,6 @@ if TYPE_CHECKING:
     from .app import Console
 
 MOST_LINES = 5000
-
-
-def text_of(value: Any) -> str:
-    """A value in a word or two."""
-    if value is None:
-        return "-"
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, datetime):
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k}={text_of(v)}" for k, v in value.items()) or "-"
-    if isinstance(value, list | tuple):
-        return ", ".join(text_of(v) for v in value) or "-"
-    if is_dataclass(value) and not isinstance(value, type):
-        return " ".join(text_of(getattr(value, f.name)) for f in fields(value)[:4])
-    return str(value)
 
 
 def lines_of(result: Any) -> list[Spans]:
@@ -53,22 +33,17 @@ def lines_of(result: Any) -> list[Spans]:
     if isinstance(rows, list | tuple):
         result = rows
     if is_dataclass(result) and not isinstance(result, type):
-        out: list[Spans] = []
-        for f in fields(result):
-            value = getattr(result, f.name)
-            shown = figures.size(value) if f.name.endswith("_bytes") and isinstance(value, int) else text_of(value)
-            parts = shown.splitlines() or [""]
-            out.append(((f"{f.name.replace('_', ' '):<22}", "dim"), (parts[0], "text")))
-            out += [((" " * 22 + part, "text"),) for part in parts[1:]]
-        return out
+        pairs = detail(result)
+        width = max(len(label) for label, _ in pairs)
+        return [((f"{label:<{width}}  ", "dim"), (printable(told), "text")) for label, told in pairs]
     if isinstance(result, Sequence) and not isinstance(result, bytes):
         if not result:
             return [(("nothing", "dim"),)]
         if is_dataclass(result[0]) and not isinstance(result[0], type):
             head, *rows = table(result, type(result[0]), now=getattr(result, "time", None))
             return [((head, "dim"),), *(((row, "text"),) for row in rows)]
-        return [((text_of(row), "text"),) for row in result]
-    return [((text_of(result), "text"),)]
+        return [((plain(row), "text"),) for row in result]
+    return [((plain(result), "text"),)]
 
 
 def clean(line: str) -> str:
