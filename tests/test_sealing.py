@@ -221,6 +221,14 @@ def test_several_segments_are_one_recording(tmp_path: Path) -> None:
         assert held(parts) == held(one)
 
 
+def test_what_else_lies_in_the_directory_stays_and_is_in_nobodys_way(tmp_path: Path) -> None:
+    directory = a_run(tmp_path / "run").write()
+    (directory / "latest").symlink_to("nowhere")
+    (directory / "notes").mkdir()
+    told = seal(directory)
+    assert told.ticks and (directory / "latest").is_symlink() and (directory / "notes").is_dir()
+
+
 def test_reading_the_state_imports_nothing_heavy(tmp_path: Path) -> None:
     directory = a_run(tmp_path / "run", 60).write()
     seal(directory)

@@ -51,7 +51,7 @@ def seal(directory: Path, number: int | None = None) -> Sealed:
         found.journal.unlink(missing_ok=True)
     with Recording.open(directory) as recording:
         ticks, changes = recording.counts()
-    size = sum(path.stat().st_size for path in directory.iterdir() if not path.name.startswith(("journal", ".")))
+    size = sum(path.lstat().st_size for path in directory.iterdir() if not path.name.startswith(("journal", ".")))
     return Sealed(ticks, changes, size, tuple(lost))
 
 
