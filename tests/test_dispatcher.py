@@ -238,6 +238,26 @@ async def test_tasks_are_grouped_by_model(running: Cluster, tmp_path: Path) -> N
         assert switches == 1, order
 
 
+async def test_a_model_too_large_for_one_gpu_is_loaded_on_several(running: Cluster, tmp_path: Path) -> None:
+    """By the queue, and by a person who names no device: on those that are free."""
+    async with at_work(running, "a", gpus=3):
+        (placement,) = await running.swarm.model.download("large", source="simulated:100GiB")
+        await running.swarm.wait(download_done, placement, timeout=30)
+        tasks = await done(running, await submitted(running, tmp_path, ask("one", "large"), ask("two", "large")))
+        assert {task.phase for task in tasks.values()} == {TaskPhase.DONE}
+        assert {len(task.device_ids) for task in tasks.values()} == {2}
+        with pytest.raises(RefusedError, match="no device can take large now"):
+            await running.swarm.model.serve("large")  # the third GPU alone is too small
+        await running.swarm.model.stop(tasks["one"].service)
+        async with running.swarm.mirror((Service,), samples=False) as mirror:
+            await seen(
+                mirror, lambda: [s.phase for s in mirror.rows(Service).values()], lambda p: p == [ServicePhase.STOPPED]
+            )
+        small = await running.swarm.model.serve("a", device=["gpu1"])
+        large = await running.swarm.model.serve("large")
+        assert len(large.device_ids) == 2 and not set(large.device_ids) & set(small.device_ids)
+
+
 async def test_urgent_tasks_go_first(running: Cluster, tmp_path: Path) -> None:
     async with at_work(running, "a"):
         words = ["low", "normal", "high", "critical"]

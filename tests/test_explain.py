@@ -331,6 +331,44 @@ def test_a_model_larger_than_any_device_names_the_sizes_and_not_what_could_never
     world.agrees()
 
 
+def test_a_model_too_large_for_one_device_takes_several_of_a_node() -> None:
+    world = World(
+        node(), *(device(f"n1:gpu{i}") for i in range(3)), device("n1:gpu3", 40), model("a", 100), stored("a"), task(1),
+        node("n2"), device("n2:gpu0"), stored("a", "n2"),
+    )  # fmt: skip
+    told = world.explain(1)
+    assert told.needs == "a, 125G on 2 devices of one node"
+    assert told.reason == "a has to be loaded first: n1:gpu0 is free 80G, one of 2; needs a load"
+    assert told.verdicts[0].change == "gswarm model serve a"
+    assert [lane.alias for lane in world.lanes] == ["n1:gpu0", "n1:gpu1"]
+    verdicts = world.verdicts(1)
+    assert verdicts["n1:gpu2"][0] is Takes.COULD
+    assert verdicts["n1:gpu3"] == (Takes.NO, "has 40G, 62G are needed on each of 2 devices")
+    assert verdicts["n2:gpu0"] == (Takes.NO, "has 80G, 125G are needed: 2 such devices of one node")
+    world.agrees()
+
+
+def test_several_devices_of_which_a_person_holds_one_cannot_be_had() -> None:
+    world = World(
+        node(), device("n1:gpu0"), device("n1:gpu1"), model("a", 100), model("b"), stored("a"), stored("b"),
+        service("b", "n1:gpu1", owner="USER"), task(1),
+    )  # fmt: skip
+    assert world.verdicts(1)["n1:gpu0"] == (Takes.NO, "2 devices of n1 are needed, 1 can be had")
+    assert world.verdicts(1)["n1:gpu1"] == (Takes.NO, "held by b, which the planner does not stop")
+    world.agrees()
+
+
+def test_a_processor_takes_nothing_that_gpus_can_take_together() -> None:
+    real = model("a", 100, simulated=False)
+    world = World(
+        node(), device("n1:cpu", 500, "CPU"), *(device(f"n1:gpu{i}", 40, "GPU") for i in range(4)), real, stored("a"),
+        task(1),
+    )  # fmt: skip
+    assert world.verdicts(1)["n1:cpu"] == (Takes.NO, "a processor; 4 GPUs of one node take it together")
+    assert world.planned_on(1) == "n1:gpu0" and len(world.lanes) == 4
+    world.agrees()
+
+
 def test_a_device_that_a_person_serves_on_is_held_and_says_how_to_free_it() -> None:
     world = World(*ONE, model("b"), service("b", "n1:gpu0", owner="USER", name="mine"), task(1))
     (verdict,) = world.explain(1).verdicts
@@ -483,7 +521,7 @@ def worlds(draw: st.DrawFn) -> tuple[Message, ...]:
         backends = draw(st.sampled_from((("simulated", "transformers"), ("simulated",), ())))
         objects.append(node(name, draw(st.sampled_from(("READY", "READY", "READY", "UNREACHABLE"))), backends))
         devices.append(device(f"{name}:cpu", draw(st.sampled_from((30, 100))), "CPU"))
-        for i in range(draw(st.integers(0, 2))):
+        for i in range(draw(st.integers(0, 4))):
             kind = draw(st.sampled_from(("SIMULATED", "SIMULATED", "GPU")))
             devices.append(device(f"{name}:gpu{i}", draw(st.sampled_from((24, 80))), kind))
             if draw(st.integers(0, 5)) == 0:

@@ -199,7 +199,7 @@ def lives(draw: st.DrawFn) -> list[tuple[str, int, int, Rank]]:
 class Live:
     """GPUs, models and servers that do what they are told at once, and an account of who passed whom over."""
 
-    def __init__(self, strategy: Online, wide: bool) -> None:
+    def __init__(self, strategy: Online, width: int) -> None:
         self.strategy, self.now = strategy, 0.0
         self.servers: dict[str, Server] = {}
         self.running: dict[str, str] = {}
@@ -209,10 +209,9 @@ class Live:
         self.jobs: dict[str, Job] = {}
         self.said: list[Instruction] = []
         self.turn = 0
-        names = ("d0", "d1", "d2")
-        widths = (1, 1, 1, 3 if wide else 1)
-        made = [ModelIs(Model(f"m{n}", 1, names, load_s=n, run_s=1.0, width=w)) for n, w in enumerate(widths)]
-        self.tell([*devices(3), *made])
+        self.machines = {"d0": "x", "d1": "x" if width > 2 else "y", "d2": "x"}
+        made = [ModelIs(Model(f"m{n}", 1, tuple(self.machines), n, 1.0, w)) for n, w in enumerate((1, 1, 1, width))]
+        self.tell([*(DeviceIs(Device(d, 2, machine=machine)) for d, machine in self.machines.items()), *made])
 
     def tell(self, events: list[Event]) -> None:
         while events:
@@ -240,7 +239,7 @@ class Live:
                         self.running[job] = server
                     case Load(model, places):
                         held = {d for s in self.servers.values() for d in s.devices}
-                        assert not held & set(places)
+                        assert not held & set(places) and len({self.machines[d] for d in places}) == 1
                         made = Server(f"s{len(self.said)}-{places[0]}", model, places, 1, ready=True, ours=True)
                         self.servers[made.id] = made
                         events.append(ServerIs(made))
@@ -286,18 +285,31 @@ class Live:
                 self.tell([Ticked()])
 
 
-@given(lives(), st.booleans(), st.integers(0, 10))
-@settings(max_examples=150, deadline=None)
+@given(lives(), st.integers(1, 3), st.integers(0, 10))
+@settings(max_examples=200, deadline=None)
 def test_under_any_priorities_and_failures_all_run_in_the_end_and_the_bound_holds(
-    life: list[tuple[str, int, int, Rank]], wide: bool, max_passed: int
+    life: list[tuple[str, int, int, Rank]], width: int, max_passed: int
 ) -> None:
-    live = Live(Online(max_passed=max_passed, reasons=True), wide)
+    live = Live(Online(max_passed=max_passed, reasons=True), width)
     for step in life:
         live.step(*step)
     live.finish()
     assert not live.ready and not live.running
     assert max(live.passes.values(), default=0) <= max_passed
     assert all(order.reason for order in live.said if isinstance(order, Start | Load | Unload))
+
+
+def test_a_wide_model_waits_for_gpus_of_one_machine_though_others_fall_free_sooner() -> None:
+    strategy = Online()
+    places = [DeviceIs(Device(d, 2, machine=d[0])) for d in ("x0", "y0", "y1")]
+    narrow: list[Event] = [model("a", "x0", "y0", "y1"), *(up("a", d) for d in ("x0", "y0", "y1"))]
+    strategy.handle(0, [*places, *narrow, *jobs("a", 3)])
+    wide = ModelIs(Model("w", 1, ("x0", "y0", "y1"), load_s=5.0, run_s=1.0, width=2))
+    strategy.handle(0, [wide, Arrived(Job("w0", "w", Rank.HIGH))])
+    assert not strategy.handle(1, [Completed("a0")])  # on x0, which is alone; y0 and y1 are claimed
+    out = [*strategy.handle(2, [Completed("a1")]), *strategy.handle(3, [Completed("a2")])]
+    assert out == [Unload("a-y0", ""), Unload("a-y1", "")]
+    assert strategy.handle(4, [ServerGone("a-y0"), ServerGone("a-y1")]) == [Load("w", ("y0", "y1"), "")]
 
 
 def test_reasons_are_given_to_the_live_queue() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from gswarm.errors import InvalidError, NotFoundError, RefusedError
 from gswarm.host.transaction import Transaction
 from gswarm.model.backends import NAMES, backend
+from gswarm.model.fitting import Offer, default_backend, fit
 from gswarm.model.sources.source import check, simulated_size, without_secrets
 from gswarm.names import check_name, near
 from gswarm.units import size as show_size
@@ -29,7 +31,8 @@ def resolve_devices(tx: Transaction, words: Iterable[str], *, nodes: frozenset[s
             d for d in known if d.alias.partition(":")[2] == word and (nodes is None or not nodes or d.node in nodes)
         ]
         if not fitting:
-            raise NotFoundError(f"there is no device {word}", next=near(word, (d.alias for d in known)), field="device")
+            next_ = "name each with its own --device" if "," in word else near(word, (d.alias for d in known))
+            raise NotFoundError(f"there is no device {word}", next=next_, field="device")
         if len(fitting) > 1:
             raise RefusedError(
                 f"{word} could be {', '.join(sorted(d.alias for d in fitting)[:6])}",
@@ -184,7 +187,7 @@ def serve(request: models_pb2.ServeRequest) -> Callable[[Transaction], models_pb
         devices = (
             resolve_devices(tx, request.devices, nodes=stored)
             if request.devices
-            else _choose(tx, model, version, stored)
+            else _choose(tx, model, version, stored, request.backend)
         )
         node = devices[0].node
         if node not in stored:
@@ -195,8 +198,8 @@ def serve(request: models_pb2.ServeRequest) -> Callable[[Transaction], models_pb
                 next=f"gswarm model download {model.name} --source {version.source} --node {node}",
                 field="device",
             )
-        kind = devices[0].kind
-        name = request.backend or ("simulated" if kind == SIMULATED else "transformers")
+        kind, at = devices[0].kind, tx.get(Node, devices[0].node)
+        name = request.backend or _default_backend(devices[0], at)
         chosen = backend(name)
         for device in devices:
             if not chosen.accepts(device.kind):
@@ -206,7 +209,6 @@ def serve(request: models_pb2.ServeRequest) -> Callable[[Transaction], models_pb
                     next=f"one of {', '.join(n for n in NAMES if backend(n).accepts(device.kind))} does",
                     field="backend",
                 )
-        at = tx.get(Node, devices[0].node)
         if at is not None and chosen.name not in at.backends and kind != SIMULATED:
             raise RefusedError(
                 f"backend {chosen.name} is not installed on {at.name}",
@@ -320,28 +322,52 @@ def _check_fits(tx: Transaction, model: str, version: ModelVersion, devices: lis
             )
 
 
-def _choose(tx: Transaction, model: Model, version: ModelVersion, stored: frozenset[str]) -> list[Device]:
-    """The device with most memory free among those where the model is; a GPU before a CPU."""
-    nodes = {n.name for n in tx.list(Node) if n.phase == cluster_pb2.NODE_PHASE_READY}
+def _default_backend(device: Device, node: Node | None) -> str:
+    return default_backend(
+        node.backends if node is not None else (),
+        simulated=device.kind == SIMULATED,
+        cpu=device.kind == cluster_pb2.DEVICE_KIND_CPU,
+    )
+
+
+def _choose(
+    tx: Transaction, model: Model, version: ModelVersion, stored: frozenset[str], backend_name: str
+) -> list[Device]:
+    """Of the devices where the model is: as few as take it, those with most memory free; a GPU before a CPU."""
+    nodes = {n.name: n for n in tx.list(Node) if n.phase == cluster_pb2.NODE_PHASE_READY}
     sizes, services = _sizes(tx), list(tx.list(Service))
-    fitting = []
-    for device in tx.list(Device):
+    offers: dict[str, Offer] = {}
+    devices = {d.id: d for d in tx.list(Device)}
+    for device in devices.values():
         if device.node not in stored or device.node not in nodes or device.phase == cluster_pb2.DEVICE_PHASE_LOST:
             continue
-        if (device.kind == SIMULATED) != model.simulated:
-            continue
-        name = "simulated" if model.simulated else "transformers"
-        free = device.memory_bytes - promised_bytes(services, sizes, device.id)
-        if free >= backend(name).needed_bytes(version.size_bytes):
-            fitting.append((device.kind != cluster_pb2.DEVICE_KIND_CPU, free, -device.index, device))
-    if not fitting:
+        if (device.kind == SIMULATED) == model.simulated:
+            room = device.memory_bytes - promised_bytes(services, sizes, device.id)
+            name = backend_name or _default_backend(device, nodes[device.node])
+            offers[device.id] = offer_of(device, room, backend(name).needed_bytes(version.size_bytes))
+    found = fit(offers.values())
+    by_node: defaultdict[str, list[Offer]] = defaultdict(list)
+    for key in found.devices:
+        by_node[offers[key].node].append(offers[key])
+
+    def worth(offer: Offer) -> tuple[bool, int, int]:
+        return not offer.cpu, offer.room, -devices[offer.device].index
+
+    chosen = [sorted(some, key=worth, reverse=True)[: found.width] for some in by_node.values()]
+    if not chosen:
         raise RefusedError(
             f"no device can take {model.name} now",
             why=f"it is stored on {', '.join(sorted(stored)) or 'no node'}",
             next="name one with --device to see why",
             field="device",
         )
-    return [max(fitting, key=lambda entry: entry[:3])[3]]
+    return [devices[offer.device] for offer in max(chosen, key=lambda some: worth(some[-1]))]
+
+
+def offer_of(device: Device, room: int, needed: int) -> Offer:
+    """What a device offers to a model that takes so many bytes there."""
+    cpu = device.kind == cluster_pb2.DEVICE_KIND_CPU
+    return Offer(device.id, device.node, room, needed, cpu, alone=cpu or device.kind == cluster_pb2.DEVICE_KIND_MIG)
 
 
 def stop_service(name: str) -> Callable[[Transaction], models_pb2.StopServiceResponse]:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from gswarm.cluster.types import Device, DeviceKind, DevicePhase, Node, NodePhase, Owner
 from gswarm.model.backends import backend
+from gswarm.model.fitting import Fit, Offer, default_backend, fit
 from gswarm.model.types import Model, Placement, PlacementPhase, Service, ServicePhase
 from gswarm.queue.types import Explanation, Lane, Plan, Priority, Takes, Task, TaskPhase, TaskType, Verdict
 from gswarm.units import duration
@@ -35,7 +36,9 @@ class Snapshot:
 
 def explain(task: Task, snapshot: Snapshot) -> Explanation:
     """The explanation of one task."""
-    verdicts = _verdicts(task, snapshot) if task.model and task.phase in (TaskPhase.READY, TaskPhase.WAITING) else ()
+    found = _fit(task, snapshot)
+    waits = task.model and task.phase in (TaskPhase.READY, TaskPhase.WAITING)
+    verdicts = _verdicts(task, found, snapshot) if waits else ()
     start, where, basis = _expected(task, snapshot)
     wait = (snapshot.now - task.ready_at).total_seconds() if task.ready_at and task.phase is TaskPhase.READY else None
     return Explanation(
@@ -47,7 +50,7 @@ def explain(task: Task, snapshot: Snapshot) -> Explanation:
         expected_start=start,
         expected_on=where,
         basis=basis,
-        needs=_needs(task, snapshot),
+        needs=_needs(task, found.width, snapshot),
         verdicts=verdicts,
     )
 
@@ -123,25 +126,44 @@ def _claim(task: Task, snapshot: Snapshot) -> tuple[bool, int, datetime, int]:
     return True, -list(Priority).index(task.priority), since, int(task.id)
 
 
-def _needs(task: Task, snapshot: Snapshot) -> str:
+def _needs(task: Task, width: int, snapshot: Snapshot) -> str:
     model = snapshot.models.get(task.model)
     if not task.model:
         return ""
     if model is None or not model.size_bytes:
         return task.model
-    return f"{task.model}, {show_size(needed_bytes(model))} on a device"
+    where = f"{width} devices of one node" if width > 1 else "a device"
+    return f"{task.model}, {show_size(needed_bytes(model))} on {where}"
 
 
 def needed_bytes(model: Model) -> int:
-    """Device memory the model's default backend takes, by the backend's own estimate."""
-    return backend(_backend_of(model)).needed_bytes(model.size_bytes)
+    """Device memory the model takes, by the estimate of the backend that serves it where nothing else is installed."""
+    return backend(default_backend((), simulated=model.simulated, cpu=False)).needed_bytes(model.size_bytes)
 
 
-def _backend_of(model: Model) -> str:
-    return "simulated" if model.simulated else "transformers"
+def _backend_on(device: Device, node: Node, model: Model) -> str:
+    return default_backend(node.backends, simulated=model.simulated, cpu=device.kind is DeviceKind.CPU)
 
 
-def _verdicts(task: Task, snapshot: Snapshot) -> tuple[Verdict, ...]:
+def _fit(task: Task, snapshot: Snapshot) -> Fit:
+    """What the planner knows of where the model fits: on devices that are there, and by their whole memory."""
+    model = snapshot.models.get(task.model)
+    if model is None:
+        return fit(())
+    offers = []
+    for device in snapshot.devices.values():
+        node = snapshot.nodes.get(device.node)
+        if node is None or node.phase is not NodePhase.READY or device.phase is DevicePhase.LOST:
+            continue
+        name = _backend_on(device, node, model)
+        if _suits(model, device) and _is_stored(task, device, snapshot) and name in node.backends:
+            needed, cpu = backend(name).needed_bytes(model.size_bytes), device.kind is DeviceKind.CPU
+            alone = cpu or device.kind is DeviceKind.MIG
+            offers.append(Offer(device.id, device.node, device.memory_bytes, needed, cpu, alone))
+    return fit(offers)
+
+
+def _verdicts(task: Task, fitting: Fit, snapshot: Snapshot) -> tuple[Verdict, ...]:
     """Soonest first; those that take it never last, and of these the nearest to it first: its reason is the one to tell."""
     model = snapshot.models.get(task.model)
     stored = {
@@ -157,7 +179,7 @@ def _verdicts(task: Task, snapshot: Snapshot) -> tuple[Verdict, ...]:
             is_foreign, device.node not in stored, device.alias,
         )  # fmt: skip
 
-    found = [(device, _verdict(task, device, snapshot)) for device in snapshot.devices.values()]
+    found = [(device, _verdict(task, device, fitting, snapshot)) for device in snapshot.devices.values()]
     return tuple(verdict for _, verdict in sorted(found, key=lambda pair: rank(*pair)))
 
 
@@ -165,7 +187,18 @@ def _suits(model: Model, device: Device) -> bool:
     return model.simulated == (device.kind is DeviceKind.SIMULATED)
 
 
-def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
+def _is_stored(task: Task, device: Device, snapshot: Snapshot) -> bool:
+    return any(
+        p.model == task.model and p.node == device.node and p.phase is PlacementPhase.STORED
+        for p in snapshot.placements.values()
+    )
+
+
+def _holding(device_id: str, snapshot: Snapshot) -> list[Service]:
+    return [s for s in snapshot.services.values() if device_id in s.device_ids and s.phase not in GONE and not s.stop]
+
+
+def _verdict(task: Task, device: Device, fitting: Fit, snapshot: Snapshot) -> Verdict:
     def answer(takes: Takes, why: str, change: str = "", start: datetime | None = None) -> Verdict:
         return Verdict(device.alias, takes, start, why, change)
 
@@ -179,23 +212,19 @@ def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
         return answer(Takes.NO, f"there is no model {task.model}")
     if not _suits(model, device):
         return answer(Takes.NO, "simulated" if not model.simulated else "a real device; the model is simulated")
-    here = [s for s in snapshot.services.values() if device.id in s.device_ids and s.phase not in GONE and not s.stop]
+    here = _holding(device.id, snapshot)
     mine = next((s for s in here if s.model == task.model), None)
     if mine is not None:
         start = _lane_start(task, device, snapshot)
         word = "holds" if mine.phase is ServicePhase.READY else f"is {mine.phase.value}:"
         return answer(Takes.YES, f"{word} {task.model}", start=start)
-    stored = any(
-        p.model == task.model and p.node == device.node and p.phase is PlacementPhase.STORED
-        for p in snapshot.placements.values()
-    )
-    if not stored:
+    if not _is_stored(task, device, snapshot):
         return answer(
             Takes.NO,
             f"{task.model} is not stored on {device.node}",
             f"gswarm model download {task.model} --node {device.node} --source ...",
         )
-    wanted = _backend_of(model)
+    wanted = _backend_on(device, node, model)
     if wanted not in node.backends:
         return answer(
             Takes.NO,
@@ -203,14 +232,11 @@ def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
             f"gswarm client backend install {wanted}",
         )
     start = _lane_start(task, device, snapshot)
-    if start is None and any(  # the planner tries again after a while
-        device.id in s.device_ids and s.model == task.model and s.phase is ServicePhase.FAILED
-        for s in snapshot.services.values()
-    ):
+    if start is None and _failed_on(device.id, task, snapshot):  # the planner tries again after a while
         return answer(Takes.NO, f"{task.model} failed there", _serve(task, device))
-    needed = needed_bytes(model)
-    if needed > device.memory_bytes:
-        return answer(Takes.NO, f"has {show_size(device.memory_bytes)}, {show_size(needed)} are needed")
+    needed = backend(wanted).needed_bytes(model.size_bytes)
+    if device.id not in fitting.devices:
+        return answer(Takes.NO, _too_small(device, needed, fitting.width))
     names = ", ".join(s.name for s in here)
     if device.kind is DeviceKind.CPU:  # several services share it while memory lasts
         usable = int(device.memory_bytes * USABLE)
@@ -229,9 +255,41 @@ def _verdict(task: Task, device: Device, snapshot: Snapshot) -> Verdict:
         return answer(
             Takes.NO, f"held by {', '.join(people)}, which the planner does not stop", f"gswarm model stop {people[0]}"
         )
+    if (width := fitting.width) > 1 and (count := _can_be_had(task, device.node, fitting, snapshot)) < width:
+        return answer(Takes.NO, f"{width} devices of {device.node} are needed, {count} can be had")
     if here:
         return answer(Takes.COULD, _until_due(names), start=start)
-    return answer(Takes.COULD, f"free {show_size(device.memory_bytes)}, needs a load", _serve(task, device), start)
+    has = f"free {show_size(device.memory_bytes)}"
+    if width > 1:
+        return answer(Takes.COULD, f"{has}, one of {width}; needs a load", f"gswarm model serve {task.model}", start)
+    return answer(Takes.COULD, f"{has}, needs a load", _serve(task, device), start)
+
+
+def _too_small(device: Device, needed: int, width: int) -> str:
+    has = f"has {show_size(device.memory_bytes)}"
+    if needed <= device.memory_bytes:
+        return f"a processor; {width} GPUs of one node take it together"
+    if width > 1 and needed > device.memory_bytes * width:
+        return f"{has}, {show_size(needed // width)} are needed on each of {width} devices"
+    if width > 1:
+        return f"{has}, {show_size(needed)} are needed: {width} such devices of one node"
+    return f"{has}, {show_size(needed)} are needed"
+
+
+def _can_be_had(task: Task, node: str, fitting: Fit, snapshot: Snapshot) -> int:
+    """How many of the devices of a node that the model fits on hold nothing of a person's, nor did it fail there."""
+    return sum(
+        all(s.owner is Owner.PLANNER for s in _holding(key, snapshot)) and not _failed_on(key, task, snapshot)
+        for key in fitting.devices
+        if snapshot.devices[key].node == node
+    )
+
+
+def _failed_on(device_id: str, task: Task, snapshot: Snapshot) -> bool:
+    return any(
+        device_id in s.device_ids and s.model == task.model and s.phase is ServicePhase.FAILED
+        for s in snapshot.services.values()
+    )
 
 
 def _serve(task: Task, device: Device) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gswarm.model import operations
 from gswarm.model.backends import backend
+from gswarm.model.fitting import Offer, default_backend, fit
 from gswarm.queue.durations import History, kind_of
 from gswarm.scheduler import strategy as seam
 from gswarm.scheduler.strategy import Event
@@ -58,7 +59,7 @@ class Places:
         }
         # A processor is shared with everything else; a GPU is planned as one server's.
         cpu = cluster_pb2.DEVICE_KIND_CPU
-        made = (seam.Device(key, d.memory_bytes, shared=d.kind == cpu) for key, d in found.items())
+        made = (seam.Device(key, d.memory_bytes, d.kind == cpu, machine=d.node) for key, d in found.items())
         # What has not changed stays the object that the strategy holds: of a large cluster there are thousands.
         devices = {d.id: known if (known := self._devices.get(d.id)) == d else d for d in made}
         models, servers = self._find_models(found, wanted), self._find_servers(found)
@@ -81,21 +82,24 @@ class Places:
         return {m.name: self._model(m, devices, stored) for m in state.list(Model) if m.name in wanted}
 
     def _model(self, model: Model, devices: Mapping[str, Device], stored: set[tuple[str, str]]) -> seam.Model:
-        chosen = backend("simulated" if model.simulated else "transformers")
-        able = {n.name for n in self._state.list(Node) if chosen.name in n.backends}
-        needed = chosen.needed_bytes(model.size_bytes)
-        fitting = tuple(
-            key
-            for key, d in sorted(devices.items())
-            if (model.name, d.node) in stored and d.node in able and chosen.accepts(d.kind) and needed <= d.memory_bytes
-        )
-        kind = kind_of(devices[fitting[0]] if fitting else None)
+        installed = {n.name: n.backends for n in self._state.list(Node)}
+        offers: dict[str, Offer] = {}
+        for key, device in sorted(devices.items()):
+            backends = installed.get(device.node, ())
+            name = default_backend(backends, simulated=model.simulated, cpu=device.kind == cluster_pb2.DEVICE_KIND_CPU)
+            chosen = backend(name)
+            if (model.name, device.node) in stored and name in backends and chosen.accepts(device.kind):
+                needed = chosen.needed_bytes(model.size_bytes)
+                offers[key] = operations.offer_of(device, device.memory_bytes, needed)
+        found = fit(offers.values())
+        kind = kind_of(devices[found.devices[0]] if found.devices else None)
         return seam.Model(
             model.name,
-            needed,
-            fitting,
+            max((offers[key].needed for key in found.devices), default=model.size_bytes),
+            found.devices,
             round(self._history.load_time(model.name, kind).seconds, 1),
             round(self._history.run(model.name, kind).seconds, 2),
+            max(1, found.width),
         )
 
     def _find_servers(self, devices: Mapping[str, Device]) -> dict[str, seam.Server]:

@@ -47,6 +47,8 @@ class Device:
     id: str
     memory: int
     shared: bool = False
+    machine: str = ""
+    """The devices of one server are of one machine."""
 
 
 @dataclass(frozen=True, slots=True)

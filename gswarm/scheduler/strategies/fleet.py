@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gswarm.scheduler.strategies.memory import Host
-from gswarm.scheduler.strategies.pieces import Copy, Line, Move, Place
+from gswarm.scheduler.strategies.pieces import Copy, Line, Move, Place, together
 from gswarm.scheduler.strategy import Device, Instruction, Load, Server
 
 COOLDOWN_S = 60.0
@@ -61,13 +61,14 @@ class Fleet:
             return True
         if any(self.takes(line, p) for p in self.shared.values()):
             return True
-        good = 0
-        for place in self.places.values():
-            copy = place.copy
-            can_go = copy is None or (copy.server.ours and copy.server.reachable)
-            if can_go and not place.device.shared and self.takes(line, place):
-                good += 1
-        return good >= line.width
+        return bool(
+            together((p for p in self.places.values() if self._can_empty(p) and self.takes(line, p)), line.width)
+        )
+
+    @staticmethod
+    def _can_empty(place: Place) -> bool:
+        copy = place.copy
+        return not place.device.shared and (copy is None or (copy.server.ours and copy.server.reachable))
 
     def round_of_loads(self) -> float:
         """How many tasks take as long as switching to every model once."""

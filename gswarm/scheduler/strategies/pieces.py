@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
+from collections.abc import Iterable
 from enum import IntEnum
+from itertools import islice
 
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S
 from gswarm.scheduler.strategies.memory import BYTES_PER_GB
@@ -211,6 +214,19 @@ class Place:
         for copy in self.copies.values():
             return copy
         return None
+
+
+def together(places: Iterable[Place], width: int) -> list[Place]:
+    """The first so many that are of one machine, in order; none where no machine has as many."""
+    if width == 1:
+        return list(islice(places, 1))
+    found: defaultdict[str, list[Place]] = defaultdict(list)
+    for place in places:
+        mine = found[place.device.machine]
+        mine.append(place)
+        if len(mine) == width:
+            return mine
+    return []
 
 
 class Move:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from operator import itemgetter
 
 from gswarm.scheduler.strategies.intake import Intake
-from gswarm.scheduler.strategies.pieces import BLOCKED_PART, Copy, Line, Place, Task
+from gswarm.scheduler.strategies.pieces import BLOCKED_PART, Copy, Line, Place, Task, together
 from gswarm.scheduler.strategy import Rank
 
 NEAR = 0.5
@@ -71,9 +71,9 @@ class Placing(Intake):
                     continue
             free = max(mine.ends, self._now) if mine and mine.running else self._now
             found.append((free, mine is not None, place.number, place))
-        if len(found) >= line.width:
-            found.sort(key=BY_TIME)
-            self._fleet.begin(line, [f[3] for f in found[: line.width]], why if self.reasons else "", self._now)
+        found.sort(key=BY_TIME)
+        if chosen := together((f[3] for f in found), line.width):
+            self._fleet.begin(line, chosen, why if self.reasons else "", self._now)
 
     # Loading
 
@@ -130,14 +130,16 @@ class Placing(Intake):
             return True
         else:
             why = f"{_tasks(line.ready.count)} and it is loaded nowhere"
-        good = []
-        for _, _, place, other in idle:
-            allowed = other is not line and place.move is None and (spare is None or spare[other])
-            if allowed and fleet.takes(line, place):
-                good.append(place)
-                if len(good) == line.width:
-                    break
-        else:
+        good = together(
+            (
+                place
+                for _, _, place, other in idle
+                if other is not line and place.move is None and (spare is None or spare[other])
+                if fleet.takes(line, place)
+            ),
+            line.width,
+        )
+        if not good:
             return False
         drain = line.draining()
         if drain is not None:
@@ -176,10 +178,10 @@ class Placing(Intake):
 
     def _load_bare(self, line: Line, why: str) -> bool:
         places = [p for p in self._fleet.free.values() if self._fleet.takes(line, p)]
-        if len(places) <= line.width:
-            return False
-        self._fleet.begin(line, places[: line.width], why if self.reasons else "", self._now)
-        return True
+        chosen = together(places, line.width) if len(places) > line.width else []
+        if chosen:
+            self._fleet.begin(line, chosen, why if self.reasons else "", self._now)
+        return bool(chosen)
 
     def _load_beside(self, line: Line) -> bool:
         """On a shared device, beside what is there; what is idle there makes room."""
@@ -233,11 +235,10 @@ class Placing(Intake):
                     near += [(ends, True, p.number, p) for p in mine]
             near.sort(key=BY_TIME)
             found += near[: spare * line.width]
-        if len(found) < worst.width:
-            return
         found.sort(key=BY_TIME)
-        why = f"{clear_s:.1f} s of work a server, others have {self.balance_weight:g} switches less"
-        fleet.begin(worst, [f[3] for f in found[: worst.width]], why if self.reasons else "", self._now)
+        if chosen := together((f[3] for f in found), worst.width):
+            why = f"{clear_s:.1f} s of work a server, others have {self.balance_weight:g} switches less"
+            fleet.begin(worst, chosen, why if self.reasons else "", self._now)
 
     def _waited_s(self, line: Line) -> float:
         """How long its next task is ready."""
