@@ -137,10 +137,10 @@ async def serve(
     name: Annotated[str, Ref("model"), Doc("model name")],
     *,
     device: Annotated[
-        list[str], Ref("device"), Doc("where: n1:gpu0, gpu0, cpu; repeat for several; by default one that fits")
+        list[str], Ref("device"), Doc("where: n1:gpu0, gpu0, cpu; repeat for several; by default as few as fit")
     ] = [],  # noqa: B006
     port: Annotated[int, Doc("port on the node's loopback; 0: any")] = 0,
-    backend: Annotated[str, Doc("transformers, vllm or simulated; by default the one that suits the device")] = "",
+    backend: Annotated[str, Doc("transformers, vllm or simulated; by default one that the node has")] = "",
     version: Annotated[str, Doc("version; by default the newest")] = "",
     service: Annotated[str, Doc("name of the service; by default the model's")] = "",
     option: Annotated[list[str], Doc("key=value for the backend; repeat")] = [],  # noqa: B006
@@ -150,6 +150,7 @@ async def serve(
     Examples:
         gswarm model serve smollm2 --device cpu --port 9100
         gswarm model serve llama-8b --device n1:gpu0 --backend vllm
+        gswarm model serve llama-70b --device n1:gpu0 --device n1:gpu1
     """
     from gswarm.codec import from_proto
     from gswarm.v1 import models_pb2
