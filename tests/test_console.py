@@ -106,9 +106,9 @@ async def test_a_task_page_says_why_where_and_what_would_change_it() -> None:
         await pilot.pause()
         assert at(app) is TaskPage
         shown = text(app)
-        assert "because no device can take llama-70b" in shown
+        assert "because no device can take llama-405b" in shown
         assert "device by device" in shown and "has 80G" in shown
-        assert "model download llama-70b --node n2" in shown
+        assert "model download llama-405b --node n2" in shown
 
 
 async def test_a_lists_what_the_first_line_counts() -> None:

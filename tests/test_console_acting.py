@@ -33,10 +33,21 @@ async def test_devices_that_do_not_fit_come_last_with_the_reason() -> None:
     async with console() as (app, _, pilot):
         await pilot.press("2", *["down"] * 10)
         pane = app.screen.query_one("#pane-2", Table)
-        assert pane.cursor_key == "llama-70b"
+        assert pane.cursor_key == "llama-405b"
         await pilot.press("s", *["up"])
         await pilot.pause()
-        assert "needs 140G" in text(app) or "lost" in text(app)
+        assert "free 57G, needs 891G" in text(app)
+
+
+async def test_devices_that_fit_together_say_of_how_many_they_are_one() -> None:
+    async with console() as (app, _, pilot):
+        pane = app.screen.query_one("#pane-2", Table)
+        await pilot.press("2")
+        while pane.cursor_key != "mixtral":
+            await pilot.press("down")
+        await pilot.press("s")
+        await pilot.pause()
+        assert "free 80G of 80G, one of 2" in text(app)
 
 
 async def test_a_wrong_value_is_said_beside_its_field_and_nothing_runs() -> None:

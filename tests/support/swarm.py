@@ -31,7 +31,7 @@ NAMES = (
     ("phi-4", 9, ServicePhase.READY),
     ("coder-14b", 28, ServicePhase.READY),
 )
-STORED = (("bge-m3", 2), ("mistral-7b", 14), ("llama-70b", 140), ("embed-x", 1), ("vit-h", 3))
+STORED = (("bge-m3", 2), ("mistral-7b", 14), ("llama-405b", 810), ("embed-x", 1), ("vit-h", 3))
 KINDS = (("<f4", (512, 4096)), ("<f2", (8, 77, 768)), ("", ()), ("<f4", (4096,)), ("|u1", (1024, 1024, 3)))
 
 
@@ -190,7 +190,7 @@ class FakeSwarm:
         for i in range(2):
             put(
                 str(4675 + i),
-                Task(str(4675 + i), "w13", "big", TaskType.INFERENCE, "llama-70b", Priority.HIGH, TaskPhase.READY,
+                Task(str(4675 + i), "w13", "big", TaskType.INFERENCE, "llama-405b", Priority.HIGH, TaskPhase.READY,
                      detail="needs 140G", created_at=now - timedelta(seconds=20 + 20 * i), actor="lab"),
             )  # fmt: skip
         put("w12", Workflow("w12", "flow", tasks=40))

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gswarm.model.fitting import WIDTHS
+from gswarm.queue.explain import needed_bytes
+
 from . import figures
 from .deeds import Deed, Field
 from .view import DeviceView, View
@@ -66,9 +69,23 @@ def _device(d: DeviceView, view: View, name: Any, values: Mapping[str, Any]) -> 
             return Choice(d.alias, note, f"{model.name} exists only for SIM devices")
         if d.is_simulated and not model.is_simulated and values.get("backend") not in (None, "", "simulated"):
             return Choice(d.alias, note, "SIM: only the simulated backend")
-        if free is not None and model.size > free:
-            return Choice(d.alias, note, f"free {figures.size(free)}, needs {figures.size(model.size)}")
+        needed = needed_bytes(model.model)
+        if free is not None and needed > free:
+            if width := _width(d, needed, view):
+                return Choice(d.alias, f"{note}, one of {width}")
+            return Choice(d.alias, note, f"free {figures.size(free)}, needs {figures.size(needed)}")
     return Choice(d.alias, note)
+
+
+def _width(d: DeviceView, needed: int, view: View) -> int:
+    """Of how many devices of its node it can be one that take the model together; 0: of none."""
+    peers = [p for p in view.devices if p.node == d.node and not p.is_cpu]
+    free = {p.id: p.memory_total - p.memory for p in peers if p.memory is not None}
+    for width in () if d.is_cpu else WIDTHS[1:]:
+        enough = [key for key, room in free.items() if room * width >= needed]
+        if d.id in enough and len(enough) >= width:
+            return width
+    return 0
 
 
 def will_happen(deed: Deed, view: View, values: Mapping[str, Any]) -> str:
@@ -109,7 +126,8 @@ def _serve(deed: Deed, view: View, values: Mapping[str, Any]) -> str:
     if len(loads) == 1:
         basis = basis.replace("1 loads", "1 load")
     size = figures.size(model.size) if model.size else "a size not known yet"
-    names = [d for d in view.devices if d.alias in places or d.id in places]
-    crowded = [d for d in names if d.memory is not None and model.size > d.memory_total - d.memory]
+    names = [d for d in view.devices if d.alias in places or d.short in places or d.id in places]
+    share = needed_bytes(model.model) // max(1, len(places))
+    crowded = [d for d in names if d.memory is not None and share > d.memory_total - d.memory]
     evicts = f"; does not fit on {crowded[0].alias} as it stands" if crowded else "; evicts nothing" if names else ""
     return f"loads {size} on {where}{basis}{evicts}"
