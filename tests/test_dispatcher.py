@@ -15,6 +15,7 @@ import pytest
 from google.protobuf.message import Message
 
 from gswarm.cluster.types import Event
+from gswarm.config import Config, QueueConfig
 from gswarm.data.types import Chunk
 from gswarm.errors import ExhaustedError, GswarmError, InvalidError, NotFoundError, RefusedError
 from gswarm.host.store import Store
@@ -394,6 +395,17 @@ async def test_a_plan_that_could_not_be_shown_is_shown_at_the_next_turn(
             await shown._show(queue_pb2.Plan(ready=1), lanes)
         await shown._show(queue_pb2.Plan(ready=1), lanes)
         assert list(store.state.list(queue_pb2.Lane)) == list(lanes.values())
+
+
+@pytest.mark.parametrize(("name", "why"), [("fifo", "fit for files only"), ("onlin", "none of that name")])
+async def test_a_strategy_that_cannot_run_the_queue_is_refused_at_the_start(
+    tmp_path: Path, name: str, why: str
+) -> None:
+    config = Config(queue=QueueConfig(strategy=name))
+    with pytest.raises(InvalidError, match=why) as refused:
+        async with cluster(tmp_path / "state", config=config):
+            pass
+    assert refused.value.field == "queue.strategy" and refused.value.next == "set queue.strategy to online"
 
 
 async def test_an_output_too_long_for_the_queue_is_a_chunk(

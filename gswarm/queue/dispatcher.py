@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gswarm.errors import GswarmError
+from gswarm.errors import GswarmError, InvalidError
 from gswarm.model import operations
 from gswarm.queue import durations, places, transitions
 from gswarm.queue.archive import Archive
@@ -21,13 +21,14 @@ from gswarm.queue.places import Places
 from gswarm.queue.shown_plan import ShownPlan
 from gswarm.queue.transitions import BACKOFF, DONE, FAILED, FINAL, LEASE_S, READY, RUNNING
 from gswarm.scheduler import strategy as seam
-from gswarm.scheduler.strategy import Event, Load, Start, Unload
+from gswarm.scheduler.strategy import Event, Load, Start, Strategy, Unload
 from gswarm.v1 import agent_pb2, common_pb2, models_pb2, queue_pb2
 from gswarm.v1.data_pb2 import Chunk
 from gswarm.v1.models_pb2 import Service
 from gswarm.v1.queue_pb2 import Task, Workflow
 
 if TYPE_CHECKING:
+    from gswarm.config import QueueConfig
     from gswarm.host.server import HostContext
     from gswarm.host.state import Batch, Changed
     from gswarm.host.transaction import Transaction
@@ -43,7 +44,7 @@ class Dispatcher:
     def __init__(self, host: HostContext) -> None:
         self._store, self._nodes = host.store, host.nodes
         config = host.config.queue
-        self.strategy = seam.create(config.strategy, wait_bound_s=config.wait_bound_s)
+        self.strategy = _strategy(config)
         self.history = durations.History()
         self.places = Places(host.store.state, host.nodes, self.history)
         self.unfinished: dict[str, Task] = {}
@@ -256,6 +257,22 @@ class Dispatcher:
                 operations.stop_service(order.server)(tx)
 
         await self._store.insist(operation, actor="planner", method="unload")
+
+
+def _strategy(config: QueueConfig) -> Strategy:
+    """Raises InvalidError for a name that the queue cannot run on."""
+    try:
+        return seam.create(config.strategy, wait_bound_s=config.wait_bound_s)
+    except KeyError:
+        from gswarm.scheduler import strategies
+
+        is_known = config.strategy in strategies.names()
+        raise InvalidError(
+            f"the queue cannot run on the strategy {config.strategy}",
+            why="it gives tasks away for good, as is fit for files only" if is_known else "there is none of that name",
+            next=f"set queue.strategy to {' or '.join(strategies.live_names())}",
+            field="queue.strategy",
+        ) from None
 
 
 def _job(task: Task, *, waited_s: float = 0.0) -> seam.Job:

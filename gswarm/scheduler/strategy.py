@@ -260,7 +260,9 @@ class Strategy(Protocol):
 
 
 def create(name: str, *, wait_bound_s: float) -> Strategy:
-    """The strategy of this name for the live queue: it says why. Raises KeyError."""
+    """The strategy of this name for the live queue: it says why. Raises KeyError for one that cannot run it."""
     from gswarm.scheduler import strategies
 
+    if name not in strategies.live_names():
+        raise KeyError(name)
     return strategies.create(name, wait_bound_s=wait_bound_s, reasons=True)

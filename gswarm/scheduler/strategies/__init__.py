@@ -30,9 +30,22 @@ SHARED = {
 """The same on GPUs that several models share."""
 
 
+LIVE = "online"
+"""The one of ours that the live queue can run on: the others give tasks away for good and take no withdrawal."""
+
+
 def names() -> list[str]:
     """Every strategy that goes by events, ours first."""
-    return [*OURS, *sorted({found.name for found in entry_points(group=GROUP)} - OURS.keys())]
+    return [*OURS, *_installed()]
+
+
+def live_names() -> list[str]:
+    """Those that the live queue can run on."""
+    return [LIVE, *_installed()]
+
+
+def _installed() -> list[str]:
+    return sorted({found.name for found in entry_points(group=GROUP)} - OURS.keys())
 
 
 def create(name: str, *, shared: bool = False, **options: Any) -> Strategy:
