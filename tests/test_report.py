@@ -151,6 +151,19 @@ def test_a_long_line_keeps_its_peaks() -> None:
     assert len(x) <= 610 and np.nanmax(y) == 99.0 and not np.isnan(y).any()
 
 
+def test_clock_event_reasons_are_drawn_as_throttled_or_not(tmp_path: Path) -> None:
+    script = Script(tmp_path / "r", "r")
+    script.state(0, gpu(0), everything=True)
+    schema = script.schema(0, [G0], ["clock_event_reasons"])
+    for second, bits in enumerate((0, 0x1, 0x4, 0x40, None)):  # idle is no reason; a power cap and heat are
+        script.tick(second, schema, [{"clock_event_reasons": bits}])
+    with script.open() as recording:
+        (one,) = recording.series()
+        line = charts.line(one, history.read(recording), "clock_event_reasons")
+    assert (line.unit, charts.title(line.metric)) == ("%", "throttled")
+    assert line.y.tolist()[:4] == [0, 0, 100, 100] and all(value != value for value in line.y[4:])
+
+
 # Files
 
 

@@ -171,6 +171,12 @@ def throttles(one: Series) -> tuple[dict[str, Flags], Flags]:
     return {why: column.known & ((bits & np.uint64(bit)) != 0) for bit, why in THROTTLES.items()}, column.known
 
 
+def throttled(one: Series) -> tuple[Flags, Flags]:
+    """At which samples any of them did, and where that is known."""
+    reasons, known = throttles(one)
+    return np.logical_or.reduce([np.zeros(len(known), np.bool_), *reasons.values()]), known
+
+
 def within(times_us: Times, spans: Sequence[Span]) -> Flags:
     """Which times lie in any of these spans."""
     inside = np.zeros(len(times_us), np.bool_)
@@ -189,7 +195,7 @@ def _device(one: Series, history: History) -> DeviceFigures:
     waiting = history.waiting.get(one.device)
     ready = np.zeros(len(weights), np.bool_) if waiting is None else waiting.at(one.times_us) > 0
     reasons, told = throttles(one)
-    any_reason = np.logical_or.reduce(list(reasons.values())) if reasons else ~always
+    any_reason, _ = throttled(one)
     loading = history.of(SpanKind.SERVICE, one.device, "loading")
     used, total = one.numbers("memory_used_bytes"), one.numbers("memory_total_bytes")
     free = total - used

@@ -9,7 +9,7 @@ import numpy as np
 
 from gswarm.errors import InvalidError
 from gswarm.names import near
-from gswarm.profiler.analysis import rates
+from gswarm.profiler.analysis import rates, throttled
 from gswarm.profiler.history import History
 from gswarm.profiler.series import HOLDS, Floats, Series, check_metrics
 
@@ -21,6 +21,7 @@ _WORDS = {
     "memory_used_bytes": "memory used",
     "power_mw": "power",
     "temperature_c": "temperature",
+    "clock_event_reasons": "throttled",
 }
 
 
@@ -75,12 +76,15 @@ def _device(name: str, series: Sequence[Series], history: History) -> str:
 
 
 def line(one: Series, history: History, metric: str) -> Line:
-    """A metric as points; a counter as its growth a second."""
+    """A metric as points: a counter as its growth a second, the reasons that held clocks down as 0 or 100 %."""
     column = one.columns.get(metric)
     unit = column.unit if column is not None else ""
     values = one.numbers(metric)
     if column is not None and column.is_counter:
         values, unit = rates(one, column), f"{unit}/s"
+    elif column is not None and column.is_mask:
+        flags, known = throttled(one)
+        values, unit = np.where(known, flags * 100.0, np.nan), "%"
     factor, unit = _SCALES.get(unit, (1.0, unit))
     x = (one.times_us - history.start_us) / 1e6
     holds = one.holds_s(history.interval_s, history.slowest_s)

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from gswarm.profiler.analysis import gauges, idle, mean, throttles
+from gswarm.profiler.analysis import gauges, idle, mean, throttled
 from gswarm.profiler.charts import label
 from gswarm.profiler.history import History, SpanKind
 from gswarm.profiler.series import Floats, Series
@@ -118,10 +118,9 @@ def _figures(one: Series, history: History, metrics: Sequence[str]) -> Iterator[
     if not history.is_cpu(one.device):
         flags, known = idle(one)
         yield "idle_percent", ("%", np.where(known, flags * 100.0, np.nan), weights)
-    reasons, told = throttles(one)
-    if reasons:
-        held = np.logical_or.reduce(list(reasons.values()))
-        yield "throttled_percent", ("%", np.where(told, held * 100.0, np.nan), weights)
+    flags, known = throttled(one)
+    if "clock_event_reasons" in one.columns:
+        yield "throttled_percent", ("%", np.where(known, flags * 100.0, np.nan), weights)
 
 
 def _pair(
