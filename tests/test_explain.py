@@ -467,8 +467,10 @@ def test_urgent_tasks_pass_and_each_says_how_many_are_before_it() -> None:
         task(3, waited=8), task(4, rank="CRITICAL", waited=1), task(5, waited=2), task(6, rank="HIGH", waited=1),
         task(7, "b"), task(8, phase="WAITING", rank="CRITICAL", depends_on=["1"]),
     )  # fmt: skip
-    assert order(world) == [4, 6, 3, 5, 2]
-    for place, number in enumerate(order(world)):
+    assert order(world) == [8, 4, 6, 3, 5, 2]
+    waits = world.explain(8)
+    assert waits.reason == "waiting for task 1" and waits.expected_start is not None and waits.expected_on == "n1:gpu0"
+    for place, number in enumerate(order(world)[1:]):
         told = world.explain(number).reason
         assert told == f"a is served and busy; {place + 1} of its tasks are before this one", number
     world.agrees()

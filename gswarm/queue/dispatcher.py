@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from gswarm.errors import GswarmError, InvalidError
 from gswarm.model import operations
 from gswarm.queue import durations, places, transitions
@@ -19,7 +21,7 @@ from gswarm.queue.deadlines import Deadlines
 from gswarm.queue.host_tasks import HostTasks
 from gswarm.queue.places import Places
 from gswarm.queue.shown_plan import ShownPlan
-from gswarm.queue.transitions import BACKOFF, DONE, FAILED, FINAL, LEASE_S, READY, RUNNING
+from gswarm.queue.transitions import BACKOFF, DONE, FAILED, FINAL, LEASE_S, READY, RUNNING, WAITING
 from gswarm.scheduler import strategy as seam
 from gswarm.scheduler.strategy import Event, Load, Start, Strategy, Unload
 from gswarm.v1 import agent_pb2, common_pb2, models_pb2, queue_pb2
@@ -127,24 +129,27 @@ class Dispatcher:
         self._plan.outdated()
         self._wake.set()
         if old is not None and (task is None or task.phase != old.phase):
-            self._forget(old, is_done=task is not None and task.phase == DONE)
+            self._forget(old, phase=task.phase if task is not None else None)
         if task is None:
             return
         if old is None or task.phase != old.phase:
             self._learn(task)
         elif task.id in self.unfinished:
             self.unfinished[task.id] = task
-            if task.phase == READY and task.priority != old.priority:
+            if task.phase in (WAITING, READY) and task.type == INFERENCE and task.priority != old.priority:
                 self._arrive(task)
 
-    def _forget(self, task: Task, *, is_done: bool) -> None:
+    def _forget(self, task: Task, *, phase: queue_pb2.TaskPhase.ValueType | None) -> None:
+        """A task left its phase for `phase`; None: it is no more."""
         self.unfinished.pop(task.id, None)
         self._deadlines.forget(task.id)
         self._host_tasks.forget(task.id)
-        if task.type == INFERENCE and task.phase in (READY, RUNNING):
-            starting = task.phase == READY and not is_done and task.id in self._starting
-            if not starting:
-                self._events.append(seam.Completed(task.id) if is_done else seam.Withdrawn(task.id))
+        if phase == DONE:
+            self._events.append(seam.Completed(task.id))  # of any type: others may have waited for it
+        elif task.type == INFERENCE and task.phase in (WAITING, READY, RUNNING):
+            goes_on = phase == READY if task.phase == WAITING else task.phase == READY and task.id in self._starting
+            if not goes_on:
+                self._events.append(seam.Withdrawn(task.id))
 
     def _learn(self, task: Task) -> None:
         if task.phase in FINAL:
@@ -152,22 +157,30 @@ class Dispatcher:
         self.unfinished[task.id] = task
         if task.phase == BACKOFF:
             self._deadlines.pauses(task)
-        elif task.phase not in (READY, RUNNING):
-            return
         elif task.type != INFERENCE:
-            self._host_tasks.learn(task)
-        elif task.phase == READY:
+            if task.phase in (READY, RUNNING):
+                self._host_tasks.learn(task)
+        elif task.phase in (WAITING, READY):
             self._arrive(task)
-        else:
+        elif task.phase == RUNNING:
             self._deadlines.leased(task.id)
             if task.id not in self._starting:
                 self._events.append(seam.Started(_job(task), task.service))
 
     def _arrive(self, task: Task) -> None:
-        waited = max(0.0, time.time() - task.ready_at.seconds - task.ready_at.nanos / 1e9)
+        """Tell of a task that may run, or of one that waits for others, so that it counts as work to come."""
         if not self.places.knows(task.model):
             self.places.due = True  # no one had asked for it until now
-        self._events.append(seam.Arrived(_job(task, waited_s=waited)))
+        if task.phase == READY:
+            self._events.append(seam.Arrived(_job(task, waited_s=_age_s(task.ready_at))))
+            return
+        needs = frozenset(
+            key
+            for key in task.depends_on
+            if (other := self._store.state.get(Task, key)) is not None and other.phase != DONE
+        )
+        if needs:  # else it becomes ready with the next change
+            self._events.append(seam.Arrived(_job(task, needs, _age_s(task.created_at))))
 
     def _remember(self, name: str, value: bytes) -> None:
         if self._group is not None:
@@ -275,5 +288,9 @@ def _strategy(config: QueueConfig) -> Strategy:
         ) from None
 
 
-def _job(task: Task, *, waited_s: float = 0.0) -> seam.Job:
-    return seam.Job(task.id, task.model, seam.Rank(max(1, int(task.priority))), waited_s=waited_s)
+def _job(task: Task, needs: frozenset[str] = frozenset(), waited_s: float = 0.0) -> seam.Job:
+    return seam.Job(task.id, task.model, seam.Rank(max(1, int(task.priority))), needs, waited_s)
+
+
+def _age_s(since: Timestamp) -> float:
+    return max(0.0, time.time() - since.seconds - since.nanos / 1e9)

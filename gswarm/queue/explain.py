@@ -315,7 +315,7 @@ def _lane_start(task: Task, device: Device, snapshot: Snapshot) -> datetime | No
 
 
 def _expected(task: Task, snapshot: Snapshot) -> tuple[datetime | None, str, str]:
-    if task.phase is not TaskPhase.READY:
+    if task.phase not in (TaskPhase.READY, TaskPhase.WAITING):
         return None, "", ""
     for lane in snapshot.lanes.values():
         for block in lane.blocks:

@@ -257,6 +257,7 @@ def first_come_swaps(tasks: Sequence[Task], holding: Sequence[str]) -> int:
 def _summary(view: View, loads: int, planned: set[str], stints: Sequence[_Stint]) -> Plan:
     ready = [t for t in view.tasks.values() if t.phase == queue_pb2.TASK_PHASE_READY]
     with_model = [t for t in ready if t.model]
+    to_come = [t for t in view.tasks.values() if t.model and t.phase in HELD_UP and t.id in planned]
     waits = [
         (view.now - t.ready_at.ToDatetime(view.now.tzinfo)).total_seconds()
         for t in ready
@@ -266,7 +267,7 @@ def _summary(view: View, loads: int, planned: set[str], stints: Sequence[_Stint]
     plan = Plan(
         strategy=view.strategy.name,
         swaps=loads,
-        swaps_first_come=first_come_swaps(with_model, [server.model for server in view.servers.values()]),
+        swaps_first_come=first_come_swaps(with_model + to_come, [server.model for server in view.servers.values()]),
         runs_seen=min(seen, default=0),
         oldest_wait_s=round(max(waits, default=0.0), 1),
         wait_bound_s=view.strategy.wait_bound_s,

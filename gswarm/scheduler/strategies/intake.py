@@ -87,6 +87,9 @@ class Intake:
                     known.rank = job.rank
                     line.push(known, self._order(known))
                 return
+            if known.state == BLOCKED and job.needs and known.line is line:
+                known.rank = job.rank
+                return
             self._forget(known)
         task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s, job.deadline)
         self._tasks[job.id] = task

@@ -51,7 +51,8 @@ class QueuePane(Pane):
             starts = (("● ", "ready"), (f"runs {t.where}" if t.where else "runs", "text"))
         elif t.blocked:
             tone = "failed" if t.task.phase.value == "ready" else "dim"
-            starts = (("■ " if tone == "failed" else "◌ ", tone), (t.blocked, tone))
+            when = f"≈{figures.clock(t.starts)} " if t.starts is not None else ""
+            starts = (("■ " if tone == "failed" else "◌ ", tone), (when + t.blocked, tone))
         elif t.starts is not None:
             starts = ((f"≈{figures.clock(t.starts)} {t.where}", "text"),)
         else:
