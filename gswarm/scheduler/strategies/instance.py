@@ -28,7 +28,7 @@ class Order:
     """Number of each task's line: tasks of one model that feed the same one stand in one."""
     lines: list[tuple[int, int]]
     """Model of each line, and the one that it feeds: that of the first by rank of those that wait for a task; the number
-    of models where there is none, or where deadlines come first."""
+    of models where there is none, where deadlines come first, or where tasks are so many that none runs dry."""
 
 
 class Instance:
@@ -90,7 +90,7 @@ class Instance:
         problem, none = self.problem, len(self.width)
         feeds = np.full(problem.tasks, none)
         feeding = np.flatnonzero(np.diff(problem.succ_first))
-        if len(feeding) and self._due is None:
+        if len(feeding) and self._due is None and problem.tasks <= MANY:
             first = np.minimum.reduceat(rank[problem.succs], problem.succ_first[feeding])
             feeds[feeding] = problem.model[by_rank[first]]
         pairs = problem.model * (none + 1) + feeds
