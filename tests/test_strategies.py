@@ -168,6 +168,23 @@ def test_a_search_is_never_worse_than_no_search_and_the_same_each_time(problem: 
     assert same(searched, offline.plan(problem, iterations=iterations, seed=1))
 
 
+def test_tasks_go_first_that_a_loaded_model_waits_for() -> None:
+    models = [Model("a", load_s=20.0), Model("b", load_s=20.0)]
+    alone = [Request(f"l{n}", 0.0, [Node("n", 0)], [20.0]) for n in range(4)]
+    chains = [Request(f"c{n}", 0.0, [Node("a", 0), Node("b", 1, (0,))], [1.0, 10.0]) for n in range(5)]
+    plan = offline.plan(build(models, 2, alone + chains))
+    assert float(plan.end.max()) == 20.0 + 5 * 1.0 + 4 * 20.0, "a is never idle nor loaded twice, b runs beside it"
+
+
+def test_a_model_comes_first_that_much_work_waits_for() -> None:
+    models = [Model(name, load_s=5.0) for name in ("early", "late", "x", "y")]
+    chains = [Request(f"c{n}", 0.0, [Node("e", 0), Node("l", 1, (0,))], [5.0, 15.0]) for n in range(4)]
+    alone = [Request(f"{m}{n}", 0.0, [Node("n", m)], [10.0]) for n in range(6) for m in (2, 3)]
+    plan = offline.plan(build(models, 2, chains + alone))
+    # x and y have more work of their own. One after the other on a GPU, and the two others on the other one: 130.
+    assert float(plan.start[0]) == 5.0 and float(plan.end.max()) < 120.0
+
+
 @pytest.mark.parametrize("name", [*NAMES, "offline"])
 @pytest.mark.parametrize("gpus", [1, 3])
 def test_no_tasks_and_a_single_one(name: str, gpus: int) -> None:

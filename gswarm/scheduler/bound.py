@@ -178,7 +178,9 @@ def _least(
     low = known
     if low > 0 and not _too_small(problem, family, asked, low, r, q):
         return low
-    high = max(low, 1e-9, r + q + float((family.work * family.slots).sum()) / len(problem.gpus)) * 2 + 1.0
+    # No less than the work alone takes, and most often not much more.
+    low = max(low, r + q + float((family.work * family.slots).sum()) / len(problem.gpus))
+    high = 1.3 * low if low > PRECISION else 1.0
     while _too_small(problem, family, asked, high, r, q):
         low, high = high, 2 * high
     while high - low > precision * max(high, PRECISION):

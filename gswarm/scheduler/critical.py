@@ -43,15 +43,33 @@ def heads(problem: Problem, base: Floats, seconds: Floats, order: list[Ints]) ->
     return head
 
 
-def tails(problem: Problem, seconds: Floats, order: list[Ints]) -> Floats:
-    """Seconds that must pass after the end of each task: the longest path of what depends on it."""
+def tails(problem: Problem, seconds: Floats, order: list[Ints], switch: Floats | None = None) -> Floats:
+    """Seconds that must pass after the end of each task: the longest path of what depends on it.
+
+    `switch` is what going on with another model takes, by that model.
+    """
     tail = np.zeros(problem.tasks)
     for tasks in reversed(order):
         counts = problem.pred_first[tasks + 1] - problem.pred_first[tasks]
         preds = _gather(problem.pred_first, problem.preds, tasks)
         if len(preds):
-            np.maximum.at(tail, preds, np.repeat(tail[tasks] + seconds[tasks], counts))
+            follows = np.repeat(tail[tasks] + seconds[tasks], counts)
+            if switch is not None:
+                model = np.repeat(problem.model[tasks], counts)
+                follows += np.where(model == problem.model[preds], 0.0, switch[model])
+            np.maximum.at(tail, preds, follows)
     return tail
+
+
+def shares(problem: Problem, seconds: Floats, order: list[Ints]) -> Floats:
+    """Seconds of each task with its share of what follows: what waits for several tasks counts in equal parts for each."""
+    share = seconds.astype(np.float64, copy=True)
+    for tasks in reversed(order):
+        counts = problem.pred_first[tasks + 1] - problem.pred_first[tasks]
+        preds = _gather(problem.pred_first, problem.preds, tasks)
+        if len(preds):
+            np.add.at(share, preds, np.repeat(share[tasks] / np.maximum(counts, 1), counts))
+    return share
 
 
 def latest_ends(problem: Problem) -> Floats:

@@ -1,5 +1,9 @@
 """Greedy batching of a whole problem: each placement drains its model's ready tasks, then the neediest model is loaded.
 
+A model's need counts by what follows its work. Its tasks go by what must follow them, but those first that feed a model
+that is about to run dry: "work in next queue" of Panwalkar, Iskander, "A survey of scheduling rules", Operations Research
+25 (1977).
+
 One pass over virtual time, O(tasks log tasks). A `Policy` says how decisions are weighed; `offline` runs a few, or searches
 for a better one.
 """
@@ -15,6 +19,10 @@ from gswarm.scheduler.strategies.instance import NOTHING, Instance
 from gswarm.scheduler.strategies.policy import Policy
 
 GPU_FREE, PLACEMENT_FREE = -1, -2
+HUNGRY = 3
+"""A model with fewer ready tasks a copy is fed: those go first that the tasks wait for that it would get next."""
+PAUSE = 0.002
+"""Of the target: for so long what is idle stays so once nothing was worth a load, unless more becomes idle."""
 
 
 class Pass:
@@ -25,17 +33,27 @@ class Pass:
         self._instance, self._policy, self._keep = instance, policy, keep
         count, gpus, tasks = len(instance.width), len(instance.problem.gpus), len(instance.model)
         weights = policy.weights or [1.0] * count
-        self._weights = [w * float(k ** (1.0 + policy.wide)) for w, k in zip(weights, instance.width, strict=True)]
+        self._weights = [
+            w * unlocks * float(k ** (1.0 + policy.wide))
+            for w, unlocks, k in zip(weights, instance.unlocks, instance.width, strict=True)
+        ]
         """Of a model's need in seconds of one placement."""
-        self._rank, self._by_rank = instance.ranks(policy.urgency)
-        self._ready: list[list[int]] = [[] for _ in range(count)]
-        """Per model a heap of ranks."""
+        self._order = instance.order(policy.urgency)
+        self._lines: list[list[int]] = [[] for _ in self._order.lines]
+        """Heaps of ranks of ready tasks."""
+        self._fed: list[list[tuple[int, list[int]]]] = [[] for _ in range(count)]
+        """Per model, its lines with whom they feed."""
+        for (m, fed), line in zip(self._order.lines, self._lines, strict=True):
+            self._fed[m].append((fed, line))
+        self._ready = [0] * (count + 1)
+        """Ready tasks of each model, and of none."""
         self._ready_s = [0.0] * count
         self._left_s = instance.work.copy()
         """Work not started yet, ready or not."""
         self._idle: list[list[int]] = [[] for _ in range(count)]
         """Idle placements of each model."""
-        self._copies = [0] * count
+        self._copies = [0] * (count + 1)
+        """Of each model, and of none."""
         self._bare: list[int] = []
         """Idle GPUs that belong to no placement."""
         self._idle_gpus = 0
@@ -81,12 +99,12 @@ class Pass:
         model, seconds, rank, by_rank, width = (
             instance.model,
             instance.seconds,
-            self._rank,
-            self._by_rank,
+            self._order.rank,
+            self._order.by_rank,
             instance.width,
         )
         succ_first, succs, quotas, served = instance.succ_first, instance.succs, self._policy.quotas, self._served
-        used = self._used
+        used, lines, line_of, lines_of, copies = self._used, self._lines, self._order.line, self._fed, self._copies
         ready_s, left_s, free, switch, slow = self._ready_s, self._left_s, self._free, self._switch, self._slow
         keep, start_s, end_s, switch_s, where = (
             self._keep,
@@ -98,7 +116,16 @@ class Pass:
 
         def begin(placement: int, now: float) -> None:
             m = placed[placement]
-            task = by_rank[heappop(ready[m])]
+            first, chosen = tasks, no_line
+            for fed, line in lines_of[m]:
+                if line:
+                    top = line[0]
+                    if ready[fed] < HUNGRY * copies[fed]:
+                        top -= tasks
+                    if top < first:
+                        first, chosen = top, line
+            task = by_rank[heappop(chosen)]
+            ready[m] -= 1
             took = seconds[task]
             ready_s[m] -= took
             left_s[m] -= took
@@ -115,7 +142,9 @@ class Pass:
             heappush(events, (end, task, placement))
 
         missing = self._set_up()
-        left = len(missing)
+        left = tasks = len(missing)
+        no_line: list[int] = []
+        calm, again, pause = 0, 0.0, PAUSE * instance.target
         touched: Iterable[int] = range(len(width))
         while True:
             for m in touched:
@@ -123,10 +152,13 @@ class Pass:
                     self._idle_gpus -= width[m]
                     begin(idle[m].pop(), self._now)
             self._refused.clear()
-            while self._idle_gpus and (chosen := self._choose(stop)) is not None:
-                if (loaded := self._load(chosen)) is None:
-                    if ready[chosen]:
-                        break
+            while self._idle_gpus > (calm if self._now < again and events else 0):
+                chosen = self._choose(stop)
+                loaded = None if chosen is None else self._load(chosen)
+                if chosen is None or (loaded is None and ready[chosen]):
+                    calm, again = self._idle_gpus, self._now + pause
+                    break
+                if loaded is None:
                     self._refused.add(chosen)
                 elif ready[chosen]:
                     self._idle_gpus -= width[chosen]
@@ -150,7 +182,8 @@ class Pass:
                         missing[successor] -= 1
                         if not missing[successor]:
                             m = model[successor]
-                            heappush(ready[m], rank[successor])
+                            heappush(lines[line_of[successor]], rank[successor])
+                            ready[m] += 1
                             ready_s[m] += seconds[successor]
                             touched.append(m)
                     m = placed[placement]
@@ -210,10 +243,11 @@ class Pass:
         for task, count in enumerate(missing):
             if count == 0:
                 m = self._instance.model[task]
-                self._ready[m].append(self._rank[task])
+                self._lines[self._order.line[task]].append(self._order.rank[task])
+                self._ready[m] += 1
                 self._ready_s[m] += self._instance.seconds[task]
-        for ready in self._ready:
-            ready.sort()
+        for line in self._lines:
+            line.sort()
         return missing
 
     def _place(self, m: int, gpus: Sequence[int], free: float, switch_s: float) -> int:

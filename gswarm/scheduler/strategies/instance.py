@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from gswarm.scheduler import critical
 from gswarm.scheduler.bound import rough_bound
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Problem
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Ints, Problem
 
 NOTHING = 1e-9
 """Seconds of work that count as none, for sums of floats."""
 MANY, STEPS = 20_000, 32
 """Beyond so many tasks, how finely what must follow them is told apart."""
+SWITCH = 0.3
+"""Part of a load that a change of models counts for in what must follow a task: many share one load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """In which order tasks are taken."""
+
+    rank: list[int]
+    by_rank: list[int]
+    line: list[int]
+    """Number of each task's line: tasks of one model that feed the same one stand in one."""
+    lines: list[tuple[int, int]]
+    """Model of each line, and the one that it feeds: that of the first by rank of those that wait for a task; the number
+    of models where there is none, where deadlines come first, or where tasks are so many that none runs dry."""
 
 
 class Instance:
@@ -35,15 +52,26 @@ class Instance:
         self.target = rough_bound(problem, self._order)
         """When all could be done, about."""
         self.uniform = len(set(problem.gpus)) == 1
-        self._ranks: dict[tuple[float, ...], tuple[list[int], list[int]]] = {}
+        self._orders: dict[tuple[float, ...], Order] = {}
+        self.unlocks = self._unlocks()
+        """Per model: GPU-seconds that follow a GPU-second of it, that one counted."""
 
-    def ranks(self, urgency: tuple[float, ...]) -> tuple[list[int], list[int]]:
-        """Rank of each task by what must follow it, longest first, and the tasks by rank."""
-        if urgency not in self._ranks:
+    def _unlocks(self) -> list[float]:
+        problem, count = self.problem, len(self.width)
+        seconds = problem.seconds * np.asarray(self.width)[problem.model]
+        work = np.bincount(problem.model, weights=seconds, minlength=count)
+        total = np.bincount(problem.model, weights=critical.shares(problem, seconds, self._order), minlength=count)
+        found: list[float] = np.where(work > NOTHING, total / np.maximum(work, NOTHING), 1.0).tolist()
+        return found
+
+    def order(self, urgency: tuple[float, ...]) -> Order:
+        """Tasks by what must follow them, longest first."""
+        if urgency not in self._orders:
             seconds = self.problem.seconds
             if urgency:
                 seconds = seconds * np.asarray(urgency)[self.problem.model]
-            follows = critical.tails(self.problem, seconds, self._order) + seconds
+            switch = SWITCH * np.asarray(self.load)
+            follows = critical.tails(self.problem, seconds, self._order, switch) + seconds
             if len(follows) > MANY:
                 # Near ties go by number: neighbours in memory are then taken together, twice as fast at a million.
                 follows = np.ceil(follows * (STEPS / max(float(follows.max()), NOTHING)))
@@ -52,7 +80,20 @@ class Instance:
                 by_rank = by_rank[np.argsort(self._due[by_rank], kind="stable")]
             rank = np.empty_like(by_rank)
             rank[by_rank] = np.arange(len(by_rank))
-            if len(self._ranks) > 8:
-                self._ranks.clear()
-            self._ranks[urgency] = (rank.tolist(), by_rank.tolist())
-        return self._ranks[urgency]
+            if len(self._orders) > 8:
+                self._orders.clear()
+            line, lines = self._lines(rank, by_rank)
+            self._orders[urgency] = Order(rank.tolist(), by_rank.tolist(), line, lines)
+        return self._orders[urgency]
+
+    def _lines(self, rank: Ints, by_rank: Ints) -> tuple[list[int], list[tuple[int, int]]]:
+        problem, none = self.problem, len(self.width)
+        feeds = np.full(problem.tasks, none)
+        feeding = np.flatnonzero(np.diff(problem.succ_first))
+        if len(feeding) and self._due is None and problem.tasks <= MANY:
+            first = np.minimum.reduceat(rank[problem.succs], problem.succ_first[feeding])
+            feeds[feeding] = problem.model[by_rank[first]]
+        pairs = problem.model * (none + 1) + feeds
+        used = np.flatnonzero(np.bincount(pairs))
+        line = np.searchsorted(used, pairs)
+        return line.tolist(), [divmod(pair, none + 1) for pair in used.tolist()]
