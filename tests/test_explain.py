@@ -358,6 +358,24 @@ def test_several_devices_of_which_a_person_holds_one_cannot_be_had() -> None:
     world.agrees()
 
 
+def test_several_devices_where_it_failed_are_tried_again_when_the_plan_says_so() -> None:
+    failed = service("a", "n1:gpu0", "FAILED")
+    failed.device_ids.append("id-n1:gpu1")
+    world = World(node(), device("n1:gpu0"), device("n1:gpu1"), model("a", 100), stored("a"), failed, task(1))
+    assert world.explain(1).reason == "a has to be loaded first: n1:gpu0 is free 80G, one of 2; needs a load"
+    world.agrees()
+
+
+def test_a_service_on_several_devices_of_which_one_is_lost_holds_the_other() -> None:
+    wide = service("a", "n1:gpu0")
+    wide.device_ids.append("id-n1:gpu1")
+    lost = device("n1:gpu1", phase=cluster_pb2.DEVICE_PHASE_LOST)
+    world = World(node(), device("n1:gpu0"), lost, device("n1:gpu2"), model("a", 100), stored("a"), wide, task(1))
+    assert world.verdicts(1)["n1:gpu0"] == (Takes.NO, "held by a, which cannot be reached")
+    assert world.verdicts(1)["n1:gpu2"] == (Takes.NO, "2 devices of n1 are needed, 1 can be had")
+    world.agrees()
+
+
 def test_a_processor_takes_nothing_that_gpus_can_take_together() -> None:
     real = model("a", 100, simulated=False)
     world = World(
@@ -467,10 +485,10 @@ def test_urgent_tasks_pass_and_each_says_how_many_are_before_it() -> None:
         task(3, waited=8), task(4, rank="CRITICAL", waited=1), task(5, waited=2), task(6, rank="HIGH", waited=1),
         task(7, "b"), task(8, phase="WAITING", rank="CRITICAL", depends_on=["1"]),
     )  # fmt: skip
-    assert order(world) == [8, 4, 6, 3, 5, 2]
+    assert order(world) == [4, 8, 6, 3, 5, 2]
     waits = world.explain(8)
     assert waits.reason == "waiting for task 1" and waits.expected_start is not None and waits.expected_on == "n1:gpu0"
-    for place, number in enumerate(order(world)[1:]):
+    for place, number in enumerate([4, 6, 3, 5, 2]):
         told = world.explain(number).reason
         assert told == f"a is served and busy; {place + 1} of its tasks are before this one", number
     world.agrees()

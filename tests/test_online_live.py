@@ -15,6 +15,7 @@ from gswarm.scheduler.strategy import (
     Arrived,
     Completed,
     Device,
+    DeviceGone,
     DeviceIs,
     Event,
     Instruction,
@@ -310,6 +311,25 @@ def test_a_wide_model_waits_for_gpus_of_one_machine_though_others_fall_free_soon
     out = [*strategy.handle(2, [Completed("a1")]), *strategy.handle(3, [Completed("a2")])]
     assert out == [Unload("a-y0", ""), Unload("a-y1", "")]
     assert strategy.handle(4, [ServerGone("a-y0"), ServerGone("a-y1")]) == [Load("w", ("y0", "y1"), "")]
+
+
+def test_a_gpu_that_was_away_is_not_free_while_its_server_is_still_there() -> None:
+    strategy = Online()
+    strategy.handle(0, [*devices(1), model("a", "d0"), up("a", "d0")])
+    strategy.handle(1, [up("a", "d0", reachable=False), DeviceGone("d0")])
+    strategy.handle(2, [*devices(1), up("a", "d0")])
+    assert strategy.handle(3, [model("b", "d0"), *jobs("b", 1)]) == [Unload("a-d0", "")]
+    assert strategy.handle(4, [ServerGone("a-d0")]) == [Load("b", ("d0",), "")]
+
+
+def test_the_live_queue_loads_nothing_for_what_waits_for_others_and_takes_all_in_turn() -> None:
+    strategy = create("online", wait_bound_s=60.0)
+    first = [*devices(3), model("a", "d0", "d1", "d2"), Arrived(Job("late", "a", needs=frozenset({"gate"})))]
+    assert strategy.handle(0, first) == []
+    assert strategy.handle(10, [Arrived(Job("early", "a"))]) == [
+        Load("a", ("d0",), "1 task waits and it is loaded nowhere")
+    ]
+    assert starts(strategy.handle(20, [Completed("gate"), up("a", "d0")])) == ["early"]
 
 
 def test_reasons_are_given_to_the_live_queue() -> None:

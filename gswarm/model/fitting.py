@@ -53,9 +53,8 @@ def _taking(group: Sequence[Offer], width: int) -> list[Offer]:
     return found if len(found) >= width else []
 
 
-def default_backend(installed: Container[str], *, simulated: bool, cpu: bool) -> str:
+def default_backend(installed: Container[str], *, simulated: bool) -> str:
     """What serves a model on a device of a node with these backends, unless another one is named."""
     if simulated:
         return "simulated"
-    order = ("transformers", "vllm") if cpu else ("vllm", "transformers")
-    return next((name for name in order if name in installed), "transformers")
+    return "vllm" if "vllm" in installed and "transformers" not in installed else "transformers"

@@ -323,11 +323,7 @@ def _check_fits(tx: Transaction, model: str, version: ModelVersion, devices: lis
 
 
 def _default_backend(device: Device, node: Node | None) -> str:
-    return default_backend(
-        node.backends if node is not None else (),
-        simulated=device.kind == SIMULATED,
-        cpu=device.kind == cluster_pb2.DEVICE_KIND_CPU,
-    )
+    return default_backend(node.backends if node is not None else (), simulated=device.kind == SIMULATED)
 
 
 def _choose(
@@ -343,8 +339,9 @@ def _choose(
             continue
         if (device.kind == SIMULATED) == model.simulated:
             room = device.memory_bytes - promised_bytes(services, sizes, device.id)
-            name = backend_name or _default_backend(device, nodes[device.node])
-            offers[device.id] = offer_of(device, room, backend(name).needed_bytes(version.size_bytes))
+            chosen = backend(backend_name or _default_backend(device, nodes[device.node]))
+            if chosen.accepts(device.kind) and (model.simulated or chosen.name in nodes[device.node].backends):
+                offers[device.id] = offer_of(device, room, chosen.needed_bytes(version.size_bytes))
     found = fit(offers.values())
     by_node: defaultdict[str, list[Offer]] = defaultdict(list)
     for key in found.devices:
@@ -353,15 +350,15 @@ def _choose(
     def worth(offer: Offer) -> tuple[bool, int, int]:
         return not offer.cpu, offer.room, -devices[offer.device].index
 
-    chosen = [sorted(some, key=worth, reverse=True)[: found.width] for some in by_node.values()]
-    if not chosen:
+    sets = [sorted(some, key=worth, reverse=True)[: found.width] for some in by_node.values()]
+    if not sets:
         raise RefusedError(
             f"no device can take {model.name} now",
             why=f"it is stored on {', '.join(sorted(stored)) or 'no node'}",
             next="name one with --device to see why",
             field="device",
         )
-    return [devices[offer.device] for offer in max(chosen, key=lambda some: worth(some[-1]))]
+    return [devices[offer.device] for offer in max(sets, key=lambda some: worth(some[-1]))]
 
 
 def offer_of(device: Device, room: int, needed: int) -> Offer:

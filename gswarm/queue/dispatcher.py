@@ -274,18 +274,17 @@ class Dispatcher:
 
 def _strategy(config: QueueConfig) -> Strategy:
     """Raises InvalidError for a name that the queue cannot run on."""
-    try:
-        return seam.create(config.strategy, wait_bound_s=config.wait_bound_s)
-    except KeyError:
-        from gswarm.scheduler import strategies
+    from gswarm.scheduler import strategies
 
+    if config.strategy not in strategies.live_names():
         is_known = config.strategy in strategies.names()
         raise InvalidError(
             f"the queue cannot run on the strategy {config.strategy}",
             why="it gives tasks away for good, as is fit for files only" if is_known else "there is none of that name",
             next=f"set queue.strategy to {' or '.join(strategies.live_names())}",
             field="queue.strategy",
-        ) from None
+        )
+    return seam.create(config.strategy, wait_bound_s=config.wait_bound_s)
 
 
 def _job(task: Task, needs: frozenset[str] = frozenset(), waited_s: float = 0.0) -> seam.Job:

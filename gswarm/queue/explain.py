@@ -138,11 +138,15 @@ def _needs(task: Task, width: int, snapshot: Snapshot) -> str:
 
 def needed_bytes(model: Model) -> int:
     """Device memory the model takes, by the estimate of the backend that serves it where nothing else is installed."""
-    return backend(default_backend((), simulated=model.simulated, cpu=False)).needed_bytes(model.size_bytes)
+    return backend(default_backend((), simulated=model.simulated)).needed_bytes(model.size_bytes)
 
 
-def _backend_on(device: Device, node: Node, model: Model) -> str:
-    return default_backend(node.backends, simulated=model.simulated, cpu=device.kind is DeviceKind.CPU)
+def _backend_on(node: Node, model: Model) -> str:
+    return default_backend(node.backends, simulated=model.simulated)
+
+
+def _is_alone(device: Device) -> bool:
+    return device.kind in (DeviceKind.CPU, DeviceKind.MIG)
 
 
 def _fit(task: Task, snapshot: Snapshot) -> Fit:
@@ -155,11 +159,10 @@ def _fit(task: Task, snapshot: Snapshot) -> Fit:
         node = snapshot.nodes.get(device.node)
         if node is None or node.phase is not NodePhase.READY or device.phase is DevicePhase.LOST:
             continue
-        name = _backend_on(device, node, model)
+        name = _backend_on(node, model)
         if _suits(model, device) and _is_stored(task, device, snapshot) and name in node.backends:
             needed, cpu = backend(name).needed_bytes(model.size_bytes), device.kind is DeviceKind.CPU
-            alone = cpu or device.kind is DeviceKind.MIG
-            offers.append(Offer(device.id, device.node, device.memory_bytes, needed, cpu, alone))
+            offers.append(Offer(device.id, device.node, device.memory_bytes, needed, cpu, _is_alone(device)))
     return fit(offers)
 
 
@@ -213,7 +216,7 @@ def _verdict(task: Task, device: Device, fitting: Fit, snapshot: Snapshot) -> Ve
     if not _suits(model, device):
         return answer(Takes.NO, "simulated" if not model.simulated else "a real device; the model is simulated")
     here = _holding(device.id, snapshot)
-    mine = next((s for s in here if s.model == task.model), None)
+    mine = next((s for s in here if s.model == task.model and _is_reached(s, snapshot)), None)
     if mine is not None:
         start = _lane_start(task, device, snapshot)
         word = "holds" if mine.phase is ServicePhase.READY else f"is {mine.phase.value}:"
@@ -224,7 +227,7 @@ def _verdict(task: Task, device: Device, fitting: Fit, snapshot: Snapshot) -> Ve
             f"{task.model} is not stored on {device.node}",
             f"gswarm model download {task.model} --node {device.node} --source ...",
         )
-    wanted = _backend_on(device, node, model)
+    wanted = _backend_on(node, model)
     if wanted not in node.backends:
         return answer(
             Takes.NO,
@@ -255,13 +258,21 @@ def _verdict(task: Task, device: Device, fitting: Fit, snapshot: Snapshot) -> Ve
         return answer(
             Takes.NO, f"held by {', '.join(people)}, which the planner does not stop", f"gswarm model stop {people[0]}"
         )
-    if (width := fitting.width) > 1 and (count := _can_be_had(task, device.node, fitting, snapshot)) < width:
+    if stuck := next((s.name for s in here if not _is_reached(s, snapshot)), None):
+        return answer(Takes.NO, f"held by {stuck}, which cannot be reached")
+    if (
+        start is None
+        and (width := fitting.width) > 1
+        and (count := _can_be_had(task, device.node, fitting, snapshot)) < width
+    ):
         return answer(Takes.NO, f"{width} devices of {device.node} are needed, {count} can be had")
     if here:
         return answer(Takes.COULD, _until_due(names), start=start)
     has = f"free {show_size(device.memory_bytes)}"
-    if width > 1:
-        return answer(Takes.COULD, f"{has}, one of {width}; needs a load", f"gswarm model serve {task.model}", start)
+    if fitting.width > 1:
+        bare = [key for key in _of_node(device.node, fitting, snapshot) if not _holding(key, snapshot)]
+        change = f"gswarm model serve {task.model}" if len(bare) >= fitting.width else ""
+        return answer(Takes.COULD, f"{has}, one of {fitting.width}; needs a load", change, start)
     return answer(Takes.COULD, f"{has}, needs a load", _serve(task, device), start)
 
 
@@ -269,9 +280,9 @@ def _too_small(device: Device, needed: int, width: int) -> str:
     has = f"has {show_size(device.memory_bytes)}"
     if needed <= device.memory_bytes:
         return f"a processor; {width} GPUs of one node take it together"
-    if width > 1 and needed > device.memory_bytes * width:
+    if width > 1 and not _is_alone(device) and needed > device.memory_bytes * width:
         return f"{has}, {show_size(needed // width)} are needed on each of {width} devices"
-    if width > 1:
+    if width > 1 and not _is_alone(device):
         return f"{has}, {show_size(needed)} are needed: {width} such devices of one node"
     return f"{has}, {show_size(needed)} are needed"
 
@@ -279,10 +290,14 @@ def _too_small(device: Device, needed: int, width: int) -> str:
 def _can_be_had(task: Task, node: str, fitting: Fit, snapshot: Snapshot) -> int:
     """How many of the devices of a node that the model fits on hold nothing of a person's, nor did it fail there."""
     return sum(
-        all(s.owner is Owner.PLANNER for s in _holding(key, snapshot)) and not _failed_on(key, task, snapshot)
-        for key in fitting.devices
-        if snapshot.devices[key].node == node
+        all(s.owner is Owner.PLANNER and _is_reached(s, snapshot) for s in _holding(key, snapshot))
+        and not _failed_on(key, task, snapshot)
+        for key in _of_node(node, fitting, snapshot)
     )
+
+
+def _of_node(node: str, fitting: Fit, snapshot: Snapshot) -> list[str]:
+    return [key for key in fitting.devices if snapshot.devices[key].node == node]
 
 
 def _failed_on(device_id: str, task: Task, snapshot: Snapshot) -> bool:

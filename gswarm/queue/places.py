@@ -86,9 +86,8 @@ class Places:
         offers: dict[str, Offer] = {}
         for key, device in sorted(devices.items()):
             backends = installed.get(device.node, ())
-            name = default_backend(backends, simulated=model.simulated, cpu=device.kind == cluster_pb2.DEVICE_KIND_CPU)
-            chosen = backend(name)
-            if (model.name, device.node) in stored and name in backends and chosen.accepts(device.kind):
+            chosen = backend(default_backend(backends, simulated=model.simulated))
+            if (model.name, device.node) in stored and chosen.name in backends and chosen.accepts(device.kind):
                 needed = chosen.needed_bytes(model.size_bytes)
                 offers[key] = operations.offer_of(device, device.memory_bytes, needed)
         found = fit(offers.values())

@@ -265,4 +265,6 @@ def create(name: str, *, wait_bound_s: float) -> Strategy:
 
     if name not in strategies.live_names():
         raise KeyError(name)
-    return strategies.create(name, wait_bound_s=wait_bound_s, reasons=True)
+    # What waits may wait for hours, for a download or a person; until then GPUs stay free for whoever comes.
+    options = {"load_ahead": False} if name == strategies.LIVE else {}
+    return strategies.create(name, wait_bound_s=wait_bound_s, reasons=True, **options)

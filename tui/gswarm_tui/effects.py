@@ -79,7 +79,9 @@ def _device(d: DeviceView, view: View, name: Any, values: Mapping[str, Any]) -> 
 
 def _width(d: DeviceView, needed: int, view: View) -> int:
     """Of how many devices of its node it can be one that take the model together; 0: of none."""
-    peers = [p for p in view.devices if p.node == d.node and not p.is_cpu]
+    peers = [
+        p for p in view.devices if p.node == d.node and p.is_simulated == d.is_simulated and not (p.is_cpu or p.trouble)
+    ]
     free = {p.id: p.memory_total - p.memory for p in peers if p.memory is not None}
     for width in () if d.is_cpu else WIDTHS[1:]:
         enough = [key for key, room in free.items() if room * width >= needed]

@@ -262,6 +262,10 @@ class Fleet:
         if place is None:
             place = self.places[device.id] = Place(device, self._count)
             self._count += 1
+            for copy in self.copies.values():  # it was away, and what is on it was not
+                if any(known.device.id == device.id for known in copy.places):
+                    copy.places = [place if known.device.id == device.id else known for known in copy.places]
+                    place.copies[copy.server.id] = copy
         place.device = device
         if device.shared:
             self.shared[device.id] = place

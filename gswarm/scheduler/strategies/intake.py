@@ -68,6 +68,8 @@ class Intake:
                 self._arrived(event.job)
             else:
                 self._other(event)
+        if not self._tasks:
+            self._waiters.clear()  # of tasks that were called off
         if not self._fleet_changed:
             return False
         self._fleet_changed = False
@@ -93,6 +95,7 @@ class Intake:
             self._forget(known)
         task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s, job.deadline)
         self._tasks[job.id] = task
+        task.is_alone = not job.request
         seconds = line.run_s if job.run_s is None else job.run_s
         line.demand += seconds * line.width
         self._demand += seconds * line.width
@@ -198,6 +201,8 @@ class Intake:
                 if not waiter.missing and waiter.state == BLOCKED:
                     self._unblock(waiter)
                     waiter.since = self._now
+                    if waiter.is_alone:
+                        waiter.arrived, waiter.is_root = self._now, True
                     self._ready(waiter)
 
     def _other(self, event: Event) -> None:

@@ -65,10 +65,11 @@ class Online(Placing):
         demand_weight: float = 0.3,
         balance_weight: float = 0.5,
         max_passed: int | None = None,
+        load_ahead: bool = True,
         reasons: bool = False,
     ) -> None:
         super().__init__(wait_bound_s, wait_weight, switch_weight, demand_weight, balance_weight, reasons=reasons)
-        self._max_passed = max_passed
+        self._max_passed, self._loads_ahead = max_passed, load_ahead
         self._by_loads: int | None = None
         self._is_stopped = False
         """Whether the hard stop kept something from starting."""
@@ -105,7 +106,7 @@ class Online(Placing):
                     self._start_touched()  # a claim that was called off gave servers back
         else:
             self._touched.clear()
-        if self._blocked and fleet.free and not self._is_stopped:
+        if self._loads_ahead and self._blocked and fleet.free and not self._is_stopped:
             self._load_ahead()
         return out
 

@@ -32,6 +32,7 @@ class Task:
         "arrived",
         "due",
         "id",
+        "is_alone",
         "is_root",
         "line",
         "missing",
@@ -51,7 +52,8 @@ class Task:
         self.missing, self.number = 0, -1
         self.due = due
         """When it should have ended; infinite once that cannot be any more."""
-        self.is_root = False
+        self.is_root = self.is_alone = False
+        """Whether it waits for no other; whether it is part of no request, so that it counts from when it could run."""
         self.server = ""
         self.state = State.BLOCKED
 
