@@ -23,6 +23,11 @@ class State(IntEnum):
     READY = 1
     RUNNING = 2
     GONE = 3
+    TOLD = 4
+    """Could run, and is not in line yet: what waits for it is still being told."""
+
+
+BLOCKED, READY, RUNNING, GONE, TOLD = State.BLOCKED, State.READY, State.RUNNING, State.GONE, State.TOLD
 
 
 class Task:
@@ -41,6 +46,7 @@ class Task:
         "server",
         "since",
         "state",
+        "tail_s",
     )
 
     def __init__(
@@ -52,8 +58,10 @@ class Task:
         self.due = due
         """When it should have ended; infinite once that cannot be any more."""
         self.is_root = False
+        self.tail_s = 0.0
+        """The longest path of what waits for it, with a switch for each change of model."""
         self.server = ""
-        self.state = State.BLOCKED
+        self.state = BLOCKED
 
 
 class Pile:
@@ -173,7 +181,7 @@ class Line:
         while heap:
             entry = heap[0]
             task = entry[3]
-            if task.state == State.READY and task.rank == -entry[0]:
+            if task.state == READY and task.rank == -entry[0]:
                 return entry
             heapq.heappop(heap)
         return None
