@@ -110,3 +110,31 @@ def test_a_model_with_much_to_come_gets_gpus_of_one_with_little_while_that_still
     plan = simulate(problem, Online())
     last_short = float(plan.start[problem.model == 1].max())
     assert len(placements(problem, plan, "long", before=last_short)) == 2
+
+
+def test_a_long_chain_does_not_wait_behind_what_nothing_waits_for() -> None:
+    # Were the chain begun last, it would run alone in the end, from 55 s to 105 s.
+    chain = tuple(Node(f"n{n}", 0, (n - 1,) if n else ()) for n in range(10))
+    requests = [Request(f"s{n:02}", 0.0, (Node("n", 0),), [5.0]) for n in range(20)]
+    requests.append(Request("z", 0.0, chain, [5.0] * 10))
+    plan = simulate(build([Model("m", 1, 0, 5.0)], 2, requests), Online())
+    assert float(plan.end.max()) <= 5 + (100 + 50) / 2 + 5
+
+
+def test_what_has_to_change_models_has_more_to_come() -> None:
+    models = [Model("one", 1, 0, 5.0), Model("other", 1, 0, 30.0)]
+    stays, changes = (Node("a", 0), Node("b", 0, (0,))), (Node("a", 0), Node("b", 1, (0,)))
+    problem = build(models, 1, [Request("stays", 0.0, stays, [5.0, 5.0]), Request("changes", 0.0, changes, [5.0, 5.0])])
+    start = simulate(problem, Online()).start
+    assert start[problem.task_of("changes/a")] < start[problem.task_of("stays/a")]
+
+
+def test_a_request_begins_before_an_older_one_ends_but_not_long_before() -> None:
+    def begins_first(arrival: float) -> bool:
+        pair = (Node("a", 0), Node("b", 0, (0,)))
+        requests = [Request("old", 0.0, pair, [20.0, 20.0]), Request("young", arrival, (Node("n", 0),), [20.0])]
+        problem = build([Model("m", 1, 0, 5.0)], 1, requests)
+        start = simulate(problem, Online()).start
+        return bool(start[problem.task_of("young/n")] < start[problem.task_of("old/b")])
+
+    assert begins_first(9.0) and not begins_first(11.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Rank(IntEnum):
@@ -265,6 +265,9 @@ def create(name: str, *, wait_bound_s: float) -> Strategy:
 
     if name not in strategies.live_names():
         raise KeyError(name)
-    # What waits may wait for hours, for a download or a person; until then GPUs stay free for whoever comes.
-    options = {"load_ahead": False} if name == strategies.LIVE else {}
+    options: dict[str, Any] = {}
+    if name == strategies.LIVE:
+        # What waits may wait for hours, for a download or a person: until then GPUs stay free for whoever comes. Among equals
+        # first come is first served, as `gswarm queue explain` says.
+        options = {"load_ahead": False, "wait_weight": 0.0, "tail_weight": 0.0}
     return strategies.create(name, wait_bound_s=wait_bound_s, reasons=True, **options)

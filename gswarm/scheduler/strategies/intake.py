@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gswarm.scheduler.strategies.fleet import Fleet
-from gswarm.scheduler.strategies.pieces import Line, State, Task
+from gswarm.scheduler.strategies.pieces import BLOCKED, GONE, READY, RUNNING, TOLD, Line, State, Task
 from gswarm.scheduler.strategies.turns import Turns
 from gswarm.scheduler.strategy import (
     Arrived,
@@ -30,15 +30,18 @@ MEMORY_TASKS = 4096
 AHEAD_S = 1e9
 """How much older than it is a task with a deadline counts: they go first, by deadline."""
 FOREVER = float("inf")
-READY, RUNNING, BLOCKED, GONE = State.READY, State.RUNNING, State.BLOCKED, State.GONE
+NORMAL = Rank.NORMAL
 
 
 class Intake:
     """See the module's docstring. It decides nothing but the order of the tasks of a model."""
 
-    def __init__(self, wait_weight: float) -> None:
-        """A task that waits for no other counts as `wait_weight` switch times older than it is."""
-        self.wait_weight = wait_weight
+    def __init__(self, wait_weight: float, tail_weight: float) -> None:
+        """A task counts as `tail_weight` of what must follow it older than it is.
+
+        One that waits for no other counts as at least `wait_weight` switch times older.
+        """
+        self.wait_weight, self.tail_weight = wait_weight, tail_weight
         self._now = 0.0
         self._fleet = Fleet()
         self._turns: Turns[Task] = Turns()
@@ -61,13 +64,16 @@ class Intake:
     def take_in(self, now: float, events: Iterable[Event]) -> bool:
         """Note what happened; whether models or servers have changed."""
         self._now = max(now, self._now)
+        told: list[Task] = []
         for event in events:
             if isinstance(event, Completed):
                 self._completed(event.job)
             elif isinstance(event, Arrived):
-                self._arrived(event.job)
+                self._arrived(event.job, told)
             else:
                 self._other(event)
+        if told:
+            self._line_up(told)
         if not self._tasks:
             self._waiters.clear()  # of tasks that were called off
         if not self._fleet_changed:
@@ -76,8 +82,24 @@ class Intake:
         self._unpark()
         return True
 
-    def _arrived(self, job: Job) -> None:
-        if job.rank != Rank.NORMAL:
+    def _line_up(self, told: list[Task]) -> None:
+        """New tasks, last first: what waits for a task is told after it, so that all that follows it is known by then."""
+        for task in reversed(told):
+            longest = 0.0
+            for waiter in self._waiters.get(task.id, ()):
+                line = waiter.line
+                tail_s = waiter.tail_s + (line.run_s if waiter.run_s is None else waiter.run_s)
+                if line is not task.line:
+                    tail_s += line.switch_s
+                if tail_s > longest:
+                    longest = tail_s
+            task.tail_s = longest
+        for task in told:
+            if task.state == TOLD:
+                self._ready(task)
+
+    def _arrived(self, job: Job, told: list[Task]) -> None:
+        if job.rank != NORMAL:
             self._ranks_differ = True
         line = self._fleet.lines.get(job.model) or self._fleet.line(job.model)
         known = self._tasks.get(job.id)
@@ -96,6 +118,7 @@ class Intake:
         task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s, job.deadline)
         self._tasks[job.id] = task
         task.is_alone = not job.request
+        told.append(task)
         seconds = line.run_s if job.run_s is None else job.run_s
         line.demand += seconds * line.width
         self._demand += seconds * line.width
@@ -116,12 +139,15 @@ class Intake:
                     waiters.append(task)
         else:
             task.is_root = True
-            self._ready(task)
+            task.state = TOLD
 
     def _order(self, task: Task) -> float:
         if task.due < FOREVER:
             return task.due - AHEAD_S
-        return task.arrived - self.wait_weight * task.line.switch_s if task.is_root else task.arrived
+        ahead_s = self.tail_weight * task.tail_s
+        if task.is_root and ahead_s < (least_s := self.wait_weight * task.line.switch_s):
+            ahead_s = least_s
+        return task.arrived - ahead_s
 
     def _ready(self, task: Task) -> None:
         line = task.line

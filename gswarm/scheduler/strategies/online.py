@@ -6,7 +6,9 @@ and those that are being loaded; its *clearing time* is the seconds of work of i
 
 1. *Drain.* A server starts tasks of its model while there are any: by priority; of one priority those first that can still
    meet a deadline, the earliest one first; then the oldest request, which is what the slowest responses ask for. A task
-   that waits for no other counts as `wait_weight` S older, so that requests begin early.
+   counts as older by `tail_weight` of the longest path of what waits for it, with S for each change of model on it, so
+   that no long chain is left over in the end. One that waits for no other counts as at least `wait_weight` S older, so
+   that requests begin early.
 2. *Load where it costs nothing.* Idle GPUs go to a model with ready tasks and no server; then to one whose clearing
    time is above `switch_weight` S; then, within its share of the GPUs, to one whose clearing time is above
    `demand_weight` S. The share is that of its demand in all GPU-seconds asked so far, old ones counting less (the mix
@@ -40,8 +42,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from gswarm.scheduler.strategies.intake import FOREVER, READY, RUNNING
-from gswarm.scheduler.strategies.pieces import Copy, Line, Task
+from gswarm.scheduler.strategies.intake import FOREVER
+from gswarm.scheduler.strategies.pieces import READY, RUNNING, Copy, Line, Task
 from gswarm.scheduler.strategies.placing import Placing
 from gswarm.scheduler.strategy import Event, Instruction, Start
 
@@ -60,7 +62,8 @@ class Online(Placing):
         self,
         wait_bound_s: float = float("inf"),
         *,
-        wait_weight: float = 1.0,
+        wait_weight: float = 2.0,
+        tail_weight: float = 0.7,
         switch_weight: float = 2.0,
         demand_weight: float = 0.3,
         balance_weight: float = 0.5,
@@ -68,7 +71,9 @@ class Online(Placing):
         load_ahead: bool = True,
         reasons: bool = False,
     ) -> None:
-        super().__init__(wait_bound_s, wait_weight, switch_weight, demand_weight, balance_weight, reasons=reasons)
+        super().__init__(
+            wait_bound_s, wait_weight, tail_weight, switch_weight, demand_weight, balance_weight, reasons=reasons
+        )
         self._max_passed, self._loads_ahead = max_passed, load_ahead
         self._by_loads: int | None = None
         self._is_stopped = False
@@ -190,12 +195,13 @@ class Online(Placing):
         copy = next(iter(line.open.values()))
         passed = turns.most_passed
         task = None
-        if 2 * passed >= self.max_passed or self.wait_bound_s < float("inf"):
+        limit = self.max_passed
+        if 2 * passed >= limit or self.wait_bound_s < FOREVER:
             oldest = turns.oldest
             assert oldest is not None
-            if oldest.line is line and (2 * passed >= self.max_passed or self._is_late(oldest)):
+            if oldest.line is line and (2 * passed >= limit or self._is_late(oldest)):
                 task = oldest
-            elif passed >= self.max_passed:
+            elif passed >= limit:
                 self._is_stopped = True
                 return False
         if task is None:
@@ -248,5 +254,9 @@ class Online(Placing):
 
     def _why(self, task: Task, copy: Copy) -> str:
         waited = self._now - task.since
-        order = "the oldest request first" if not task.is_root else "to begin its request"
+        order = (
+            "the oldest request, or the one with the most to follow, first"
+            if not task.is_root
+            else "to begin its request"
+        )
         return f"{task.line.name} is loaded there; {order}; {task.line.ready.count} in line, ready for {waited:.1f} s"

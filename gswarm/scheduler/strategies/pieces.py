@@ -23,6 +23,11 @@ class State(IntEnum):
     READY = 1
     RUNNING = 2
     GONE = 3
+    TOLD = 4
+    """Could run, and is not in line yet: what waits for it is still being told."""
+
+
+BLOCKED, READY, RUNNING, GONE, TOLD = State.BLOCKED, State.READY, State.RUNNING, State.GONE, State.TOLD
 
 
 class Task:
@@ -42,6 +47,7 @@ class Task:
         "server",
         "since",
         "state",
+        "tail_s",
     )
 
     def __init__(
@@ -54,8 +60,10 @@ class Task:
         """When it should have ended; infinite once that cannot be any more."""
         self.is_root = self.is_alone = False
         """Whether it waits for no other; whether it is part of no request, so that it counts from when it could run."""
+        self.tail_s = 0.0
+        """The longest path of what waits for it, with a switch for each change of model."""
         self.server = ""
-        self.state = State.BLOCKED
+        self.state = BLOCKED
 
 
 class Pile:
@@ -175,7 +183,7 @@ class Line:
         while heap:
             entry = heap[0]
             task = entry[3]
-            if task.state == State.READY and task.rank == -entry[0]:
+            if task.state == READY and task.rank == -entry[0]:
                 return entry
             heapq.heappop(heap)
         return None

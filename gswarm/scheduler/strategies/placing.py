@@ -27,13 +27,14 @@ class Placing(Intake):
         self,
         wait_bound_s: float,
         wait_weight: float,
+        tail_weight: float,
         switch_weight: float,
         demand_weight: float,
         balance_weight: float,
         *,
         reasons: bool,
     ) -> None:
-        super().__init__(wait_weight)
+        super().__init__(wait_weight, tail_weight)
         self.wait_bound_s, self.reasons = wait_bound_s, reasons
         self.switch_weight, self.demand_weight, self.balance_weight = switch_weight, demand_weight, balance_weight
 
