@@ -10,6 +10,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gswarm.host.state import Entry
 from gswarm.kinds import BY_KIND, BY_MESSAGE, M, key_of
 from gswarm.v1 import common_pb2
 
@@ -20,10 +21,11 @@ WATCHED_EVENTS = 1_000
 
 @dataclass(slots=True)
 class Edits:
-    """What one operation (or its group so far) has changed. A None message is a deletion."""
+    """What one operation (or its group so far) has changed. None is a deletion."""
 
     objects: dict[tuple[int, str], Message | None] = field(default_factory=dict)
-    revisions: dict[tuple[int, str], int] = field(default_factory=dict)
+    entries: dict[tuple[int, str], Entry | None] = field(default_factory=dict)
+    """The same as it will be held, once the operation has ended well."""
     archived: dict[tuple[int, str], tuple[int, str, str, bytes]] = field(default_factory=dict)
     small: dict[str, bytes | None] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
@@ -31,7 +33,7 @@ class Edits:
     def absorb(self, other: Edits) -> None:
         """Take what a later operation of the group has changed."""
         self.objects.update(other.objects)
-        self.revisions.update(other.revisions)
+        self.entries.update(other.entries)
         self.counters.update(other.counters)
         if other.archived:
             self.archived.update(other.archived)
@@ -41,23 +43,19 @@ class Edits:
 
 @dataclass(slots=True)
 class Committed:
-    """The state as the last group left it: objects by kind and key, the revision of each, small values, counters."""
+    """The state as the last group left it: entries by kind and key, small values, counters."""
 
     small: dict[str, bytes]
     counters: dict[str, int]
-    objects: dict[int, dict[str, Message]] = field(default_factory=lambda: {kind: {} for kind in BY_KIND})
-    revisions: dict[tuple[int, str], int] = field(default_factory=dict)
+    entries: dict[int, dict[str, Entry]] = field(default_factory=lambda: {kind: {} for kind in BY_KIND})
 
     def absorb(self, edits: Edits) -> None:
         """Take what a group has changed, once it is on disk."""
-        for slot, message in edits.objects.items():
-            kind, key = slot
-            if message is None:
-                self.objects[kind].pop(key, None)
-                self.revisions.pop(slot, None)
+        for (kind, key), entry in edits.entries.items():
+            if entry is None:
+                self.entries[kind].pop(key, None)
             else:
-                self.objects[kind][key] = message
-                self.revisions[slot] = edits.revisions[slot]
+                self.entries[kind][key] = entry
         for name, value in edits.small.items():
             if value is None:
                 self.small.pop(name, None)
@@ -94,7 +92,8 @@ class Transaction:
         for edits in (self._edits, self._group):
             if slot in edits.objects:
                 return edits.objects[slot]
-        return self._committed.objects[kind].get(key)
+        entry = self._committed.entries[kind].get(key)
+        return entry.message if entry is not None else None
 
     def edit(self, cls: type[M], key: str) -> M | None:
         """A private copy to change and `put`, or None."""
@@ -108,10 +107,16 @@ class Transaction:
     def list(self, cls: type[M]) -> Iterator[M]:
         """All objects of a kind; may be changed while iterating."""
         kind = BY_MESSAGE[cls].kind
-        merged: dict[str, Message | None] = dict(self._committed.objects[kind])
+        edited: dict[str, Message | None] = {}
         for edits in (self._group, self._edits):
-            merged.update({key: message for (k, key), message in edits.objects.items() if k == kind})
-        return (message for message in merged.values() if message is not None)  # type: ignore[misc]
+            edited.update({key: message for (k, key), message in edits.objects.items() if k == kind})
+        for key, entry in self._committed.entries[kind].items():
+            message = edited.pop(key, entry.message)
+            if message is not None:
+                yield message  # type: ignore[misc]
+        for message in edited.values():
+            if message is not None:
+                yield message  # type: ignore[misc]
 
     def put(self, message: Message) -> None:
         """Insert or replace an object under its own key. The message must not be changed afterwards."""
