@@ -10,6 +10,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gswarm.host.database import Database
 from gswarm.host.state import Entry
 from gswarm.kinds import BY_KIND, BY_MESSAGE, M, key_of
 from gswarm.v1 import common_pb2
@@ -43,9 +44,9 @@ class Edits:
 
 @dataclass(slots=True)
 class Committed:
-    """The state as the last group left it: entries by kind and key, small values, counters."""
+    """The state as the last group left it: entries by kind and key, counters, and where small values are read."""
 
-    small: dict[str, bytes]
+    database: Database
     counters: dict[str, int]
     entries: dict[int, dict[str, Entry]] = field(default_factory=lambda: {kind: {} for kind in BY_KIND})
 
@@ -56,11 +57,6 @@ class Committed:
                 self.entries[kind].pop(key, None)
             else:
                 self.entries[kind][key] = entry
-        for name, value in edits.small.items():
-            if value is None:
-                self.small.pop(name, None)
-            else:
-                self.small[name] = value
         self.counters.update(edits.counters)
 
 
@@ -150,7 +146,7 @@ class Transaction:
         for edits in (self._edits, self._group):
             if name in edits.small:
                 return edits.small[name]
-        return self._committed.small.get(name)
+        return self._committed.database.small(name)
 
     def put_value(self, name: str, value: bytes | None) -> None:
         """Set a small value, or remove it with None."""
@@ -158,7 +154,8 @@ class Transaction:
 
     def list_values(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         """Small values by name prefix, sorted."""
-        merged: dict[str, bytes | None] = {**self._committed.small, **self._group.small, **self._edits.small}
+        kept = dict(self._committed.database.smalls(prefix))
+        merged: dict[str, bytes | None] = {**kept, **self._group.small, **self._edits.small}
         return ((k, v) for k, v in sorted(merged.items()) if v is not None and k.startswith(prefix))
 
     def event(

@@ -59,7 +59,7 @@ class Writer(threading.Thread):
         self.database = database
         self.jobs: queue.SimpleQueue[Job[object] | None] = queue.SimpleQueue()
         """What is to be run; None ends the thread once all before it is done."""
-        self._committed = Committed(dict(database.small()), dict(database.counters()))
+        self._committed = Committed(database, dict(database.counters()))
         self._group = Edits()
         self._number = 0
         self._replies = Replies(database)
