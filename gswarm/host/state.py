@@ -15,11 +15,10 @@ from gswarm.kinds import BY_KIND, BY_MESSAGE, M
 
 
 class Entry(NamedTuple):
-    """An object, the revision that last changed it, and its serialised wire `Object`; the writer and all readers share it."""
+    """An object and the revision that last changed it; the writer and all readers share it."""
 
     message: Message
     revision: int
-    wire: bytes
 
 
 class Changed(NamedTuple):

@@ -72,7 +72,7 @@ class Writer(threading.Thread):
             info = BY_KIND.get(kind)
             if info is None:
                 continue
-            entry = Entry(info.message.FromString(body), revision, wire_of(kind, key, revision, body))
+            entry = Entry(info.message.FromString(body), revision)
             self._committed.entries[kind][key] = entry
             yield kind, key, entry
 
@@ -179,8 +179,8 @@ class Writer(threading.Thread):
                     rows.archived.append((kind, int(key), key, "", body))
                 elif durable:
                     rows.objects[slot] = (revision, body)
-                entry = Entry(message, revision, wire_of(kind, key, revision, body))
-                changes.append(Changed(kind, key, old, entry, entry.wire))
+                entry = Entry(message, revision)
+                changes.append(Changed(kind, key, old, entry, wire_of(kind, key, revision, body)))
             elif old is not None:
                 if durable and kind != common_pb2.KIND_EVENT:
                     rows.objects[slot] = None
