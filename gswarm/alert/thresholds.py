@@ -91,8 +91,8 @@ class Thresholds:
         self._nodes: dict[str, _Node] = {}
         self._firing: set[Key] = set()
         self._last_rise: dict[Key, int] = {}
-        self._counted: dict[Key, int] = {}
-        """The value of a counter from which a rise is one."""
+        self._counted: dict[str, dict[str, int]] = {rule.name: {} for rule in self.rules}
+        """By rule and device id the value of a counter from which a rise is one."""
 
     def restore(self, firing: Mapping[Key, datetime], counted: Mapping[Key, int]) -> None:
         """Take over what fired and what was counted when the host ended; `firing` tells when it happened last."""
@@ -101,7 +101,8 @@ class Thresholds:
         self._last_rise = {
             k: _us(at) for k, at in firing.items() if k[0] in by_name and by_name[k[0]].when is When.RISES
         }
-        self._counted = dict(counted)
+        for (rule, device), value in counted.items():
+            self._counted.setdefault(rule, {})[device] = value
 
     def forget_layout(self, node: str) -> None:
         """The node's devices are others now: look at them anew with its next tick."""
@@ -109,9 +110,10 @@ class Thresholds:
 
     def forget(self, device_id: str) -> None:
         """A device has left for good."""
-        for known in (self._last_rise, self._counted):
-            for key in [key for key in known if key[1] == device_id]:
-                del known[key]
+        for counted in self._counted.values():
+            counted.pop(device_id, None)
+        for key in [key for key in self._last_rise if key[1] == device_id]:
+            del self._last_rise[key]
         self._firing = {key for key in self._firing if key[1] != device_id}
 
     def look(self, tick: profiler_pb2.SampleTick) -> list[Change]:
@@ -186,8 +188,8 @@ class Thresholds:
                         yield Change(rule, device, Turn.RESOLVED, _time(now), why="it rises no more")
 
     def _count(self, rule: Rule, device: str, value: int, now: int) -> Iterator[Change]:
-        key = (rule.name, device)
-        before, self._counted[key] = self._counted.get(key), value
+        key, counted = (rule.name, device), self._counted[rule.name]
+        before, counted[device] = counted.get(device), value
         if before is None or value < before:
             yield Change(rule, device, Turn.COUNTED, _time(now), value=value)
         elif value > before:
