@@ -96,6 +96,7 @@ class Database:
                 self.path.chmod(0o600)
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
+                self._db.execute("PRAGMA cache_size=-512")
                 self._migrate()
                 self.epoch = self._next_epoch()
             except sqlite3.DatabaseError as error:

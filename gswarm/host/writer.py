@@ -102,7 +102,9 @@ class Writer(threading.Thread):
             self._loop.call_soon_threadsafe(self._publish, outcomes)
             if stop:
                 return
-            del job, jobs, outcomes  # what they hold would stay until someone changes something again
+            # What they hold would stay until someone changes something again.
+            del job, jobs, outcomes
+            self._group = Edits()
 
     def _run_group(self, jobs: list[Job[object]]) -> list[Outcome]:
         self._group, rows = Edits(), Rows()
