@@ -225,10 +225,12 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
     # of what their streams cost (benchmarks/ingest.py). This fixed window gave 15 MB/s a stream at 50 ms there and back.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 20),
-    # Records for sending without copying, which is off, and what channelz, which is not served, would show: 1.5 KiB a
-    # connection.
+    # Records for sending without copying, which is off, what channelz, which is not served, would show, and headers of calls
+    # before, of which an agent makes one: 2 KiB a connection.
     ("grpc.experimental.tcp_tx_zerocopy_max_simultaneous_sends", 0),
     ("grpc.enable_channelz", 0),
+    ("grpc.http2.hpack_table_size.decoder", 0),
+    ("grpc.http2.hpack_table_size.encoder", 0),
 )
 
 
