@@ -277,19 +277,19 @@ def collect_seldom() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def share_heaps() -> None:
-    """Let all threads allocate from two heaps. By default glibc gives each of gRPC's one of its own, and what is freed there
-    only that thread can use: of 1,000 nodes 2 to 4 MB. Before any thread is started; other C libraries have no such heaps.
+def share_heap() -> None:
+    """Let all threads allocate from one heap. By default glibc gives each of gRPC's one of its own, and what is freed there
+    only that thread can use: of 1,000 nodes 3 MB. Before any thread is started; other C libraries have no such heaps.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_ARENA_MAX, 2)
+        mallopt(M_ARENA_MAX, 1)
 
 
 async def run(config: Config, state_dir: Path) -> None:
     """Run a host until SIGTERM, SIGINT or a Shutdown request."""
     collect_seldom()
-    share_heaps()
+    share_heap()
     async with host(config, state_dir) as context:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
