@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -219,11 +220,11 @@ class Thresholds:
                     if rule.metric == column.name and (rule.when is When.RISES) is is_rising
                 ]
                 if chosen:
-                    scale = np.array([10.0**-column.scale for _, column, _ in chosen])
-                    rows, shape = np.arange(len(schema.device_ids)), (len(schema.device_ids), len(chosen))
+                    rows, shape = len(schema.device_ids), (len(schema.device_ids), len(chosen))
                     made = _Columns(
                         slot, dtype, na, widths[slot], tuple(schema.device_ids), tuple(rule for _, _, rule in chosen),
-                        np.add.outer(rows * widths[slot], [place for place, _, _ in chosen]), np.zeros(shape), np.full(shape, np.inf), scale,
+                        _at(rows, widths[slot], tuple(place for place, _, _ in chosen)), np.zeros(shape), np.full(shape, np.inf),
+                        _scale(tuple(column.scale for _, column, _ in chosen)),
                     )  # fmt: skip
                     self._aim(made, schema.node)
                     groups.append(made)
@@ -240,6 +241,19 @@ class Thresholds:
                     columns.sign[row, column] = 1.0
                 else:
                     columns.set_cell(row, column, firing=(rule.name, device_id) in self._firing)
+
+
+# Nodes of a kind share these, which no one changes.
+
+
+@functools.lru_cache(maxsize=64)
+def _at(rows: int, width: int, places: tuple[int, ...]) -> NDArray[np.intp]:
+    return np.add.outer(np.arange(rows) * width, places)
+
+
+@functools.lru_cache(maxsize=64)
+def _scale(powers: tuple[int, ...]) -> NDArray[np.float64]:
+    return np.array([10.0**-power for power in powers])
 
 
 def _us(moment: datetime) -> int:

@@ -176,8 +176,9 @@ class Transaction:
             actor=self.actor,
             cause=self.cause if cause is None else cause,
             message=message,
-            time=self.stamp,
         )
+        # Merged, for a message that was given its time field by field takes 350 bytes more, and a thousand are kept.
+        event.MergeFrom(common_pb2.Event(time=self.stamp))
         if subject is not None:
             event.subject_kind = BY_MESSAGE[subject.__class__].kind
             event.subject = key_of(subject)
