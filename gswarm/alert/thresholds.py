@@ -19,6 +19,7 @@ from gswarm.v1 import cluster_pb2, profiler_pb2
 GAP_US = 120_000_000
 """A rule that waits starts again after a silence longer than two of the slowest sampling intervals, microseconds."""
 _LAST_US = 4_102_444_800_000_000  # the year 2100
+_NO_LIMIT = np.empty((0, 0))
 Key = tuple[str, str]
 """(rule's name, device id)"""
 _SLOTS = {
@@ -45,7 +46,7 @@ class _Columns:
     """Place in the tick of each device and rule."""
     sign: NDArray[np.float64]
     limit: NDArray[np.float64]
-    """A cell turns when value * sign > limit; a cell that is not meant never does."""
+    """A cell turns when value * sign > limit; a cell that is not meant never does. A rise has none."""
     scale: NDArray[np.float64]
     last: bytes = b""
     """Bytes of the counters at the last tick; for rises."""
@@ -223,7 +224,8 @@ class Thresholds:
                     rows, shape = len(schema.device_ids), (len(schema.device_ids), len(chosen))
                     made = _Columns(
                         slot, dtype, na, widths[slot], tuple(schema.device_ids), tuple(rule for _, _, rule in chosen),
-                        _at(rows, widths[slot], tuple(place for place, _, _ in chosen)), np.zeros(shape), np.full(shape, np.inf),
+                        _at(rows, widths[slot], tuple(place for place, _, _ in chosen)), np.zeros(shape),
+                        _NO_LIMIT if is_rising else np.full(shape, np.inf),
                         _scale(tuple(column.scale for _, column, _ in chosen)),
                     )  # fmt: skip
                     self._aim(made, schema.node)
