@@ -72,8 +72,8 @@ class _Columns:
 @dataclass(slots=True)
 class _Node:
     schema_id: int
-    thresholds: list[_Columns]
-    rises: list[_Columns]
+    thresholds: tuple[_Columns, ...]
+    rises: tuple[_Columns, ...]
     pending: dict[tuple[int, int, int], int] = field(default_factory=dict)
     """(group, row, column) of what holds and has not fired, to the sample time from which on, microseconds."""
     last_us: int = 0
@@ -230,7 +230,7 @@ class Thresholds:
                     )  # fmt: skip
                     self._aim(made, schema.node)
                     groups.append(made)
-        return _Node(schema_id, thresholds, rises)
+        return _Node(schema_id, tuple(thresholds), tuple(rises))
 
     def _aim(self, columns: _Columns, node: str) -> None:
         """Set the cells of those devices that each rule is for."""

@@ -115,6 +115,7 @@ def put_devices(tx: Transaction, node: str, devices: list[Device]) -> None:
     for device in agent_pb2.DevicesReport(devices=changed).devices:
         tx.put(device)
 
+
 def put_processes(tx: Transaction, node: str, told: agent_pb2.DeviceProcesses) -> None:
     """What runs on a device of this node now."""
     device = tx.edit(Device, told.device_id)

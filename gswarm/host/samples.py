@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from gswarm.host.ring import Ring
 from gswarm.v1 import profiler_pb2
 
-KEPT_S = 600.0
+KEPT_US = 600_000_000
 NODE_LIMIT_BYTES = 32 << 20
 """Ten minutes of 8 GPUs at 10 Hz are 20 MB as they come."""
 Listener = Callable[[str, bytes, bytes | None], None]
@@ -54,7 +54,7 @@ class SampleHub:
 
     def _node(self, name: str) -> _Node:
         if (known := self._nodes.get(name)) is None:
-            ring = Ring(int(KEPT_S * 1e6), NODE_LIMIT_BYTES, len(self._nodes))
+            ring = Ring(KEPT_US, NODE_LIMIT_BYTES, len(self._nodes))
             known = self._nodes[name] = _Node(ring)
         return known
 
