@@ -2,7 +2,7 @@
 
 Every node has its own connection and sends one tick a second and a heartbeat every two, in the phase slot that the host
 gave it. The servers run in processes of their own for the whole time and are driven in turns, so that the machine's
-moods meet all. A third one is the bare server with the host's channel options: beside it stands what our own code
+moods meet all. A third one is the bare server with the host's channel options and heap: beside it stands what our own code
 takes, beside the bare one as gRPC comes what a node takes in all. Prints one JSON line.
 
     python benchmarks/ingest.py [--nodes 1000] [--devices 8] [--seconds 8] [--rounds 1]
@@ -29,7 +29,7 @@ import grpc.aio
 import psutil
 
 from gswarm import __version__, net
-from gswarm.host.server import OPTIONS, collect_seldom
+from gswarm.host.server import OPTIONS, collect_seldom, share_heap
 from gswarm.profiler.metrics import METRICS, Cadence, Reading, Type
 from gswarm.profiler.packing import Packer
 from gswarm.profiler.simulated import parse
@@ -287,6 +287,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         "ring_kib_per_node": round(held / options.nodes / 1024, 1),
         "host_kib_per_node_over_ring": round(extra[host] - held / options.nodes / 1024, 1),
         "bare_kib_per_node": round(extra[bare], 1),
+        "tuned_kib_per_node": round(extra[tuned], 1),
         "memory_limit_kib": 64,
     }
 
@@ -303,6 +304,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         collect_seldom()  # as `gswarm host start` does
+    if options.serve in ("tuned", "host"):
+        share_heap()
     if options.serve == "bare":
         asyncio.run(serve_bare())
     elif options.serve == "tuned":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import pytest
 
@@ -46,6 +46,11 @@ def report(seq: int) -> agent_pb2.Report:
     return agent_pb2.Report(seq=seq)
 
 
+async def hold(connection: Connection, reading: Coroutine[None, None, None]) -> None:
+    async with connection:
+        await reading
+
+
 async def for_ever() -> None:
     await asyncio.Event().wait()
 
@@ -76,7 +81,7 @@ async def test_all_is_sent_and_applied_in_order_and_an_agent_with_nothing_to_do_
                 await connection.report(report(seq))
             await until(lambda: not others())
 
-    await connection.hold(reading())
+    await hold(connection, reading())
     assert stream.sent == stream.applied == list(range(20))
 
 
@@ -89,7 +94,7 @@ async def test_an_agent_that_reads_nothing_is_cut_off(monkeypatch: pytest.Monkey
         await until(lambda: not connection.send(ack(1)))
         await for_ever()
 
-    await connection.hold(reading())
+    await hold(connection, reading())
     assert not connection.send(ack(2)), "and is told nothing more"
     assert not others() and not stream.sent
 
@@ -109,7 +114,7 @@ async def test_reports_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> Non
                 told += 1
             await until(lambda: len(stream.applied) == 100)
 
-        await connection.hold(reading())
+        await hold(connection, reading())
 
     held = asyncio.create_task(attach())
     with pytest.raises(AssertionError):
@@ -138,7 +143,7 @@ async def test_the_agent_is_heard_again_after_each_group_that_is_applied(monkeyp
                 told += 1
 
         connection = Connection("n1", "one", "box", stream.write, apply)
-        await connection.hold(reading())
+        await hold(connection, reading())
 
     held = asyncio.create_task(attach())
     await until(lambda: told == 9)  # the tenth waits
@@ -159,7 +164,7 @@ async def test_what_keeps_reports_from_being_applied_ends_the_stream_and_is_told
     stream.applies.set()
     await connection.report(report(1))
     with pytest.raises(ExhaustedError, match="full"):
-        await connection.hold(for_ever())
+        await hold(connection, for_ever())
     assert not others()
 
 
@@ -169,7 +174,7 @@ async def test_an_agent_that_has_gone_is_no_error() -> None:
     stream.fails = RuntimeError("the stream is done")
     stream.reads.set()
     connection.send(ack(1))
-    await connection.hold(for_ever())
+    await hold(connection, for_ever())
     assert not others()
 
 
@@ -180,7 +185,7 @@ async def test_cancelled_from_outside_it_leaves_nothing_behind() -> None:
         connection = stream.connection()
         connection.send(ack(1))
         await connection.report(report(1))
-        await connection.hold(for_ever())
+        await hold(connection, for_ever())
 
     task = asyncio.create_task(attach())
     await until(lambda: others() == 3)
@@ -202,5 +207,5 @@ async def test_a_cut_and_a_cancellation_at_once_are_a_cancellation() -> None:
         await for_ever()
 
     with pytest.raises(asyncio.CancelledError):
-        await connection.hold(reading())
+        await hold(connection, reading())
     task.uncancel()

@@ -120,7 +120,7 @@ class World:
     def __init__(self, *objects: Message, planned: bool = True) -> None:
         self.state = State()
         for made in objects:
-            self.state.load(BY_MESSAGE[type(made)].kind, key_of(made), Entry(made, 1, b""))
+            self.state.load(BY_MESSAGE[type(made)].kind, key_of(made), Entry(made, 1))
         self.plan: queue_pb2.Plan | None = None
         self.lanes: list[queue_pb2.Lane] = []
         if planned:

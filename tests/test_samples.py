@@ -127,7 +127,9 @@ def test_the_newest_comes_with_its_own_schema() -> None:
     assert hub.newest("n1") == (b"", tick(1).SerializeToString()), "it is not known yet"
     hub.add_schema(SCHEMA)
     hub.add_schema(profiler_pb2.MetricSchema(node="n1", id=2))
-    assert hub.newest("n1") == (SCHEMA.SerializeToString(), tick(1).SerializeToString())
+    newest = hub.newest("n1")
+    assert newest is not None and profiler_pb2.MetricSchema.FromString(newest[0]) == SCHEMA
+    assert newest[1] == tick(1).SerializeToString()
 
 
 def test_a_late_listener_gets_schemas_and_an_ended_one_nothing() -> None:
@@ -138,4 +140,15 @@ def test_a_late_listener_gets_schemas_and_an_ended_one_nothing() -> None:
     hub.add_schema(SCHEMA)
     end()
     hub.add(tick(1))
-    assert told == [("n1", b"", SCHEMA.SerializeToString())]
+    ((node, wire, schema),) = told
+    assert (node, wire, profiler_pb2.MetricSchema.FromString(schema or b"")) == ("n1", b"", SCHEMA)
+
+
+def test_nodes_of_one_layout_keep_their_own_devices() -> None:
+    hub, other = SampleHub(), profiler_pb2.MetricSchema()
+    other.CopyFrom(SCHEMA)
+    other.node, other.device_ids[:] = "n2", ["GPU-3"]
+    for schema in (SCHEMA, other):
+        hub.add_schema(schema)
+        assert hub.schema(schema.node, 1) == schema
+    assert hub.schema("n1", 1) == SCHEMA

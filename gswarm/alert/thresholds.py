@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from gswarm.v1 import cluster_pb2, profiler_pb2
 GAP_US = 120_000_000
 """A rule that waits starts again after a silence longer than two of the slowest sampling intervals, microseconds."""
 _LAST_US = 4_102_444_800_000_000  # the year 2100
+_NO_LIMIT = np.empty((0, 0))
 Key = tuple[str, str]
 """(rule's name, device id)"""
 _SLOTS = {
@@ -44,7 +46,7 @@ class _Columns:
     """Place in the tick of each device and rule."""
     sign: NDArray[np.float64]
     limit: NDArray[np.float64]
-    """A cell turns when value * sign > limit; a cell that is not meant never does."""
+    """A cell turns when value * sign > limit; a cell that is not meant never does. A rise has none."""
     scale: NDArray[np.float64]
     last: bytes = b""
     """Bytes of the counters at the last tick; for rises."""
@@ -70,8 +72,8 @@ class _Columns:
 @dataclass(slots=True)
 class _Node:
     schema_id: int
-    thresholds: list[_Columns]
-    rises: list[_Columns]
+    thresholds: tuple[_Columns, ...]
+    rises: tuple[_Columns, ...]
     pending: dict[tuple[int, int, int], int] = field(default_factory=dict)
     """(group, row, column) of what holds and has not fired, to the sample time from which on, microseconds."""
     last_us: int = 0
@@ -91,8 +93,8 @@ class Thresholds:
         self._nodes: dict[str, _Node] = {}
         self._firing: set[Key] = set()
         self._last_rise: dict[Key, int] = {}
-        self._counted: dict[Key, int] = {}
-        """The value of a counter from which a rise is one."""
+        self._counted: dict[str, dict[str, int]] = {rule.name: {} for rule in self.rules}
+        """By rule and device id the value of a counter from which a rise is one."""
 
     def restore(self, firing: Mapping[Key, datetime], counted: Mapping[Key, int]) -> None:
         """Take over what fired and what was counted when the host ended; `firing` tells when it happened last."""
@@ -101,7 +103,8 @@ class Thresholds:
         self._last_rise = {
             k: _us(at) for k, at in firing.items() if k[0] in by_name and by_name[k[0]].when is When.RISES
         }
-        self._counted = dict(counted)
+        for (rule, device), value in counted.items():
+            self._counted.setdefault(rule, {})[device] = value
 
     def forget_layout(self, node: str) -> None:
         """The node's devices are others now: look at them anew with its next tick."""
@@ -109,9 +112,10 @@ class Thresholds:
 
     def forget(self, device_id: str) -> None:
         """A device has left for good."""
-        for known in (self._last_rise, self._counted):
-            for key in [key for key in known if key[1] == device_id]:
-                del known[key]
+        for counted in self._counted.values():
+            counted.pop(device_id, None)
+        for key in [key for key in self._last_rise if key[1] == device_id]:
+            del self._last_rise[key]
         self._firing = {key for key in self._firing if key[1] != device_id}
 
     def look(self, tick: profiler_pb2.SampleTick) -> list[Change]:
@@ -186,8 +190,8 @@ class Thresholds:
                         yield Change(rule, device, Turn.RESOLVED, _time(now), why="it rises no more")
 
     def _count(self, rule: Rule, device: str, value: int, now: int) -> Iterator[Change]:
-        key = (rule.name, device)
-        before, self._counted[key] = self._counted.get(key), value
+        key, counted = (rule.name, device), self._counted[rule.name]
+        before, counted[device] = counted.get(device), value
         if before is None or value < before:
             yield Change(rule, device, Turn.COUNTED, _time(now), value=value)
         elif value > before:
@@ -217,15 +221,16 @@ class Thresholds:
                     if rule.metric == column.name and (rule.when is When.RISES) is is_rising
                 ]
                 if chosen:
-                    scale = np.array([10.0**-column.scale for _, column, _ in chosen])
-                    rows, shape = np.arange(len(schema.device_ids)), (len(schema.device_ids), len(chosen))
+                    rows, shape = len(schema.device_ids), (len(schema.device_ids), len(chosen))
                     made = _Columns(
                         slot, dtype, na, widths[slot], tuple(schema.device_ids), tuple(rule for _, _, rule in chosen),
-                        np.add.outer(rows * widths[slot], [place for place, _, _ in chosen]), np.zeros(shape), np.full(shape, np.inf), scale,
+                        _at(rows, widths[slot], tuple(place for place, _, _ in chosen)), np.zeros(shape),
+                        _NO_LIMIT if is_rising else np.full(shape, np.inf),
+                        _scale(tuple(column.scale for _, column, _ in chosen)),
                     )  # fmt: skip
                     self._aim(made, schema.node)
                     groups.append(made)
-        return _Node(schema_id, thresholds, rises)
+        return _Node(schema_id, tuple(thresholds), tuple(rises))
 
     def _aim(self, columns: _Columns, node: str) -> None:
         """Set the cells of those devices that each rule is for."""
@@ -238,6 +243,19 @@ class Thresholds:
                     columns.sign[row, column] = 1.0
                 else:
                     columns.set_cell(row, column, firing=(rule.name, device_id) in self._firing)
+
+
+# Nodes of a kind share these, which no one changes.
+
+
+@functools.lru_cache(maxsize=64)
+def _at(rows: int, width: int, places: tuple[int, ...]) -> NDArray[np.intp]:
+    return np.add.outer(np.arange(rows) * width, places)
+
+
+@functools.lru_cache(maxsize=64)
+def _scale(powers: tuple[int, ...]) -> NDArray[np.float64]:
+    return np.array([10.0**-power for power in powers])
 
 
 def _us(moment: datetime) -> int:

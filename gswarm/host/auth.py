@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,31 +68,33 @@ class Streams:
         for task in self._running:
             task.cancel()
 
-    async def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a stream's handler, here: a task of its own would cost memory for as long as a node is attached. Raises
-        what it raises, or UnauthenticatedError when the token is revoked first.
-        """
+    def __enter__(self) -> None:
+        """Run a stream's handler in the current task: one of its own would cost memory for as long as a node is attached."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
-        try:
-            await work
-        except asyncio.CancelledError:
-            if self.is_revoked and not task.uncancel():
-                raise _revoked() from None
-            raise
-        finally:
-            self._running.discard(task)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raises UnauthenticatedError when it ended because the token was revoked."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.discard(task)
+        if isinstance(error, asyncio.CancelledError) and self.is_revoked and not task.uncancel():
+            raise _revoked() from None
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the token's name and role; `node` is the only one an agent token may speak for, empty: any."""
+    """Who asks: the token's name and role; `node` is the only one an agent token may speak for, empty: any.
+
+    `handlers` are those of the methods it has called and may call, wrapped: one for all its calls of a method.
+    """
 
     name: str
     role: str
     node: str = ""
     streams: Streams = field(default_factory=Streams, compare=False, repr=False)
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
 
 
 _CALLER: ContextVar[Caller] = ContextVar("caller")
@@ -245,11 +247,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
         try:
             metadata = dict(details.invocation_metadata or ())
             who = self._auth.check(str(metadata.get("authorization", "")))
+            if (known := who.handlers.get(details.method)) is not None:
+                return known
             if service.startswith("gswarm.v1."):
                 authorize(who, f"{service.removeprefix('gswarm.v1.')}.{method}")
         except GswarmError as error:
             who = error
         wrapped: grpc.RpcMethodHandler[Any, Any] = _wrapped(handler, who, details.method)
+        if isinstance(who, Caller):
+            who.handlers[details.method] = wrapped
         return wrapped
 
 
@@ -288,7 +294,8 @@ def _wrapped(handler: Any, who: Caller | GswarmError, method: str) -> Any:
 
             async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
                 try:
-                    await _enter(who).streams.run(inner(request, context))
+                    with _enter(who).streams:
+                        await inner(request, context)
                 except Exception as error:
                     await _abort(context, error, method)
 

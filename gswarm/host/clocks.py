@@ -22,12 +22,16 @@ class Offset:
 class Clock:
     """The estimate of one connection."""
 
-    _exchanges: tuple[Offset, ...] = ()
+    _count: int = 0
+    _exchanges: tuple[tuple[int, Offset], ...] = ()
+    """Of the last `KEPT`, with their numbers, those that are or may yet become the best: each errs at least as far as the one
+    before. That is three or four, and a node is known for long.
+    """
 
     @property
     def offset(self) -> Offset | None:
         """The best there is; None before the first exchange."""
-        return min(self._exchanges, key=lambda found: found.error_us, default=None)
+        return self._exchanges[0][1] if self._exchanges else None
 
     def exchange(self, sent_us: int, held_us: int, answered_us: int, heard_us: int) -> None:
         """Take in one: when the host sent (its clock), how long the node held it, when the node answered (the node's
@@ -45,4 +49,7 @@ class Clock:
         best = self.offset
         if best is not None and abs(found.us - best.us) > found.error_us + best.error_us + SLACK_US:
             self._exchanges = ()
-        self._exchanges = (*self._exchanges[1 - KEPT :], found)
+        self._count += 1
+        oldest = self._count - KEPT
+        kept = [(n, e) for n, e in self._exchanges if n > oldest and e.error_us <= found.error_us]
+        self._exchanges = (*kept, (self._count, found))

@@ -44,23 +44,22 @@ class Connection:
     _is_over: bool = False
     _error: BaseException | None = None
 
-    async def hold(self, reading: Coroutine[Any, Any, None]) -> None:
-        """Read until the agent hangs up or is cut off. Raises what reading or applying raises."""
+    async def __aenter__(self) -> None:
+        """While the reader is inside, reading until the agent hangs up or is cut off. No coroutine of ours is held meanwhile."""
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        """End what runs for it. Raises what applying raised; being cut off is an end like any other."""
         assert self._reader is not None
-        try:
-            await reading
-        except asyncio.CancelledError:
-            if not self._is_over or self._reader.uncancel():
-                raise
-        finally:
-            self._is_over = True
-            tasks = [task for task in (self._writer, self._applier) if task is not None]
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.gather(*tasks, return_exceptions=True)
-        if self._error is not None:
+        is_cut = self._is_over and isinstance(error, asyncio.CancelledError) and not self._reader.uncancel()
+        self._is_over = True
+        tasks = [task for task in (self._writer, self._applier) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._error is not None and (error is None or is_cut):
             raise self._error
+        return is_cut
 
     def cut(self) -> None:
         """End it from our side."""

@@ -96,6 +96,7 @@ class Database:
                 self.path.chmod(0o600)
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
+                self._db.execute("PRAGMA cache_size=-512")
                 self._migrate()
                 self.epoch = self._next_epoch()
             except sqlite3.DatabaseError as error:
@@ -136,9 +137,14 @@ class Database:
         """Every watched object: kind, key, revision, body; numbers in keys come in their order."""
         return self._db.execute("SELECT kind, key, revision, body FROM objects ORDER BY kind, length(key), key")
 
-    def small(self) -> Iterator[tuple[str, bytes]]:
-        """Every small value."""
-        return self._db.execute("SELECT name, value FROM small")
+    def small(self, name: str) -> bytes | None:
+        """A small value; there are many, and hardly any is read again before the next start."""
+        row = self._db.execute("SELECT value FROM small WHERE name = ?", (name,)).fetchone()
+        return bytes(row[0]) if row else None
+
+    def smalls(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Every small value whose name begins so."""
+        return self._db.execute("SELECT name, value FROM small WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
 
     def counters(self) -> Iterator[tuple[str, int]]:
         """Every counter."""

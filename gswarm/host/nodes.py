@@ -239,7 +239,8 @@ class Nodes(agent_pb2_grpc.AgentServicer):
         connection = await self._welcome(first.hello, who, context)
         del first  # it would be held for as long as the node is here
         try:
-            await connection.hold(self._read(connection, context))
+            async with connection:
+                await self._read(connection, context)
         finally:
             if self._connections.get(connection.node) is connection:
                 del self._connections[connection.node]

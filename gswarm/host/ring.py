@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
@@ -59,7 +60,7 @@ class _Block:
 class Ring:
     """What was added, each moment once, as far back from the newest as is kept."""
 
-    __slots__ = ("_blocks", "_full", "_kept_us", "_limit", "_open", "_recent", "size")
+    __slots__ = ("_blocks", "_full", "_kept_us", "_limit", "_open", "_recent", "_times", "size")
 
     def __init__(self, kept_us: int, limit_bytes: int, turn: int = 0) -> None:
         """Ticks older than `kept_us` before the newest go; so do the oldest while all are more than `limit_bytes` as they
@@ -71,15 +72,17 @@ class Ring:
         self._blocks: list[_Block] = []
         self._open: _Block | None = None
         """The one that late ticks go into: after a cut they come one after another, and each deflates nothing anew."""
-        self._recent: list[Tick] = []
+        self._recent: list[bytes] = []
         """The newest ones, not deflated yet: never empty once something was added, and after all blocks."""
+        self._times = array("q")
+        """When those were, by themselves: a pair and a number of each take 90 bytes."""
         self.size = 0
         """Bytes of all ticks as they came."""
 
     @property
     def held(self) -> int:
         """Bytes of all ticks as they are held."""
-        return sum(block.held for block in self._blocks) + sum(len(wire) for _, wire in self._recent)
+        return sum(block.held for block in self._blocks) + sum(len(wire) for wire in self._recent)
 
     def add(self, time_us: int, wire: bytes) -> bool:
         """Put a tick where it belongs; False when there is one of this moment."""
@@ -87,18 +90,18 @@ class Ring:
             if not self._insert(time_us, wire):
                 return False
         else:
-            # Looked for from the end: that is where it belongs, or behind a cut near to it, for the newest come first.
-            place = len(self._recent)
-            while place and self._recent[place - 1][0] > time_us:
-                place -= 1
-            if place and self._recent[place - 1][0] == time_us:
+            place = bisect_right(self._times, time_us)
+            if place and self._times[place - 1] == time_us:
                 return False
-            self._recent.insert(place, (time_us, wire))
+            self._times.insert(place, time_us)
+            self._recent.insert(place, wire)
             self.size += len(wire)
             if len(self._recent) > self._full:
-                full, self._recent, self._full = self._recent[: self._full], self._recent[self._full :], BLOCK
-                self._blocks.append(_Block(full))
+                full = slice(self._full)
+                self._blocks.append(_Block(list(zip(self._times[full], self._recent[full], strict=True))))
                 self._blocks[-1].shut()
+                del self._times[full], self._recent[full]
+                self._full = BLOCK
                 self._turn_to(None)
         self._expire()
         return True
@@ -137,10 +140,11 @@ class Ring:
         if gone:
             del self._blocks[:gone]
         while self.size > self._limit and len(self._recent) > 1:
-            self.size -= len(self._recent.pop(0)[1])
+            self._times.pop(0)
+            self.size -= len(self._recent.pop(0))
 
     def _since(self, span_us: float) -> float:
-        return self._recent[-1][0] - min(span_us, self._kept_us) if self._recent else 0.0
+        return self._times[-1] - min(span_us, self._kept_us) if self._times else 0.0
 
     def last(self, span_us: float) -> list[bytes]:
         """Ticks of the last so many microseconds before the newest, which is always among them, in order of time."""
@@ -151,14 +155,15 @@ class Ring:
         for block in self._blocks:
             if block.last_us >= since:
                 yield from block.ticks()
-        yield from self._recent
+        yield from zip(self._times, self._recent, strict=True)
 
     def at(self, time_us: int) -> bytes | None:
         """The newest tick at or before a moment; None when none is kept from then."""
-        held: Sequence[Tick] = self._recent
-        if not held or time_us < held[0][0]:
-            place = bisect_right(self._blocks, time_us, key=lambda block: block.first_us)
-            held = self._blocks[place - 1].ticks() if place else ()
+        held: Sequence[Tick] = ()
+        if self._times and time_us >= self._times[0]:
+            held = list(zip(self._times, self._recent, strict=True))
+        elif place := bisect_right(self._blocks, time_us, key=lambda block: block.first_us):
+            held = self._blocks[place - 1].ticks()
         at = bisect_right(held, time_us, key=lambda tick: tick[0])
         if not at or held[at - 1][0] < self._since(self._kept_us):
             return None

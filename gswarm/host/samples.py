@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from gswarm.host.ring import Ring
 from gswarm.v1 import profiler_pb2
 
-KEPT_S = 600.0
+KEPT_US = 600_000_000
 NODE_LIMIT_BYTES = 32 << 20
 """Ten minutes of 8 GPUs at 10 Hz are 20 MB as they come."""
 Listener = Callable[[str, bytes, bytes | None], None]
@@ -25,7 +25,8 @@ class _Node:
 
     ring: Ring
     """By the node's own clock, which need not be ours."""
-    schemas: dict[int, bytes] = field(default_factory=dict)
+    schemas: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    """The columns, which nodes of a kind share, and the rest of each: joined they are the schema."""
     absent: dict[int, dict[int, tuple[str, bool]]] = field(default_factory=dict)
     """Why values of the newest schema are NA, and whether it holds for every column, as told last, by device and column;
     some may have come since. No part of the ticks that told it, for each would keep its whole tick.
@@ -43,6 +44,8 @@ class SampleHub:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._nodes: dict[str, _Node] = {}
+        self._columns: dict[bytes, bytes] = {}
+        """Every layout that a node has told of, by itself: one for all nodes of a kind."""
         self._listeners: tuple[Listener, ...] = ()
         self._followers: tuple[Follower, ...] = ()
         self._clock = clock
@@ -51,13 +54,19 @@ class SampleHub:
 
     def _node(self, name: str) -> _Node:
         if (known := self._nodes.get(name)) is None:
-            ring = Ring(int(KEPT_S * 1e6), NODE_LIMIT_BYTES, len(self._nodes))
+            ring = Ring(KEPT_US, NODE_LIMIT_BYTES, len(self._nodes))
             known = self._nodes[name] = _Node(ring)
         return known
 
     def add_schema(self, schema: profiler_pb2.MetricSchema) -> None:
         """A node's column layout; must come before the first tick that uses it."""
-        wire = self._node(schema.node).schemas[schema.id] = schema.SerializeToString()
+        columns = profiler_pb2.MetricSchema(columns=schema.columns).SerializeToString()
+        columns = self._columns.setdefault(columns, columns)
+        rest = profiler_pb2.MetricSchema()
+        rest.CopyFrom(schema)
+        rest.ClearField("columns")
+        parts = self._node(schema.node).schemas[schema.id] = columns, rest.SerializeToString()
+        wire = b"".join(parts)
         for listener in self._listeners:
             listener(schema.node, b"", wire)
 
@@ -93,25 +102,27 @@ class SampleHub:
         if known is None:
             return []
         found = []
-        for number, wire in known.schemas.items():
+        for number, parts in known.schemas.items():
             told = [
                 profiler_pb2.Absent(device=device, column=column, reason=reason, every_column=every)
                 for device, row in (known.absent.items() if number == known.schema_id else ())
                 for column, (reason, every) in row.items()
             ]
             # Protobuf messages are merged by joining their bytes.
-            found.append(wire + profiler_pb2.MetricSchema(absent=told).SerializeToString())
+            found.append(b"".join((*parts, profiler_pb2.MetricSchema(absent=told).SerializeToString())))
         return found
 
     def schema(self, node: str, schema_id: int) -> profiler_pb2.MetricSchema | None:
         """One schema, parsed anew."""
-        wire = known.schemas.get(schema_id) if (known := self._nodes.get(node)) else None
-        return profiler_pb2.MetricSchema.FromString(wire) if wire is not None else None
+        parts = known.schemas.get(schema_id) if (known := self._nodes.get(node)) else None
+        return profiler_pb2.MetricSchema.FromString(b"".join(parts)) if parts is not None else None
 
     def newest(self, node: str) -> tuple[bytes, bytes] | None:
         """The newest tick of a node and its schema, empty while that is unknown: both serialised, the schema first."""
         known = self._nodes.get(node)
-        return (known.schemas.get(known.schema_id, b""), known.newest) if known and known.newest else None
+        if known is None or not known.newest:
+            return None
+        return b"".join(known.schemas.get(known.schema_id, ())), known.newest
 
     def age_s(self, node: str) -> float | None:
         """Seconds since the newest tick arrived; None when there is none."""

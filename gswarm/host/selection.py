@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -17,6 +17,7 @@ from gswarm.names import near
 from gswarm.v1 import cluster_pb2
 from gswarm.views import SHORT, fields
 
+T = TypeVar("T")
 Value = str | int | float | bool
 _NUMBERS = frozenset(
     {
@@ -166,9 +167,9 @@ def sort_key(kind: int, sort: str) -> tuple[Callable[[Message], tuple[object, ..
 
 
 def select(
-    kind: int, rows: Iterable[tuple[Message, bytes]], request: cluster_pb2.WatchRequest
-) -> tuple[list[tuple[Message, bytes]], int]:
-    """The rows of a list request in order, and how many its limit left out."""
+    kind: int, rows: Iterable[tuple[Message, T]], request: cluster_pb2.WatchRequest
+) -> tuple[list[tuple[Message, T]], int]:
+    """The rows of a list request in order, each with what came beside it, and how many its limit left out."""
     passes = predicate(kind, request.filters) if request.filters else None
     keys = frozenset(request.keys)
     key_field = BY_KIND[kind].key_field

@@ -15,21 +15,25 @@ from gswarm.kinds import BY_KIND, BY_MESSAGE, M
 
 
 class Entry(NamedTuple):
-    """An object, the revision that last changed it, and its serialised wire `Object`, shared by all readers."""
+    """An object and the revision that last changed it; the writer and all readers share it."""
 
     message: Message
     revision: int
-    wire: bytes
 
 
 class Changed(NamedTuple):
-    """One object before and after; `new` is None when it was deleted. `wire` is the serialised `Object`."""
+    """One object before and after; `entry` is None when it was deleted. `wire` is the serialised `Object`."""
 
     kind: int
     key: str
     old: Message | None
-    new: Message | None
+    entry: Entry | None
     wire: bytes
+
+    @property
+    def new(self) -> Message | None:
+        """The object as it is now; None when it was deleted."""
+        return self.entry.message if self.entry is not None else None
 
 
 class Batch(NamedTuple):
@@ -79,8 +83,8 @@ class State:
         """Apply a batch."""
         for change in batch.changes:
             table = self._tables[change.kind]
-            if change.new is None:
+            if change.entry is None:
                 table.pop(change.key, None)
             else:
-                table[change.key] = Entry(change.new, batch.revision, change.wire)
+                table[change.key] = change.entry
         self.revision, self.time = batch.revision, batch.time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 
@@ -12,11 +13,12 @@ from gswarm.host.samples import SampleHub
 from gswarm.host.selection import predicate, select
 from gswarm.host.state import Batch, Changed
 from gswarm.host.store import Store
-from gswarm.kinds import BY_KIND
+from gswarm.kinds import BY_KIND, wire_of
 from gswarm.v1 import cluster_pb2, common_pb2
 from gswarm.wire import length_prefixed
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 17
+"""A list is serialised so much at a time, with room for others in between: of thousands of objects it takes a while."""
 HEARTBEAT_S = 2.0
 LISTED_EVENTS = 200
 SAMPLES_EVERY_S = 0.25
@@ -58,7 +60,7 @@ class Watcher:
     async def follow(self) -> AsyncIterator[bytes]:
         """Serialised WatchResponses until cancelled, or until the list is out with `list_only`."""
         if self.request.list_only:
-            for message in (*self._list(), *self._past()):
+            for message in itertools.chain(self._list(), self._past()):
                 yield message
                 await asyncio.sleep(0)
             return
@@ -93,22 +95,20 @@ class Watcher:
     async def _full_list(self) -> AsyncIterator[bytes]:
         self._relist = False
         self._pending.clear()
-        # Taken whole before the first await: what changes while it is being sent comes after it, in batches.
-        for message in list(self._list()):
+        for message in self._list():
             yield message
             await asyncio.sleep(0)
 
     def _list(self) -> Iterator[bytes]:
+        # Chosen whole before anything is sent: what changes meanwhile comes after it, in batches.
         state = self.store.state
         revision, now = state.revision, datetime.now(UTC)
+        chosen = {kind: self._chosen(kind) for kind in sorted(self.kinds)}
+        self._sent = self._revision = revision
         chunk = bytearray()
-        for kind in sorted(self.kinds):
-            entries = list(state.entries(kind).values())
-            if kind == common_pb2.KIND_EVENT and not (self.request.limit or self.request.filters or self.request.sort):
-                entries = entries[-LISTED_EVENTS:]
-            rows, left_out = select(kind, ((e.message, e.wire) for e in entries), self.request)
-            for _, wire in rows:
-                chunk += length_prefixed(1, wire)
+        for kind, (rows, left_out) in chosen.items():
+            for message, (key, since) in rows:
+                chunk += length_prefixed(1, wire_of(kind, key, since, message.SerializeToString()))
                 if len(chunk) >= CHUNK_BYTES:
                     yield bytes(chunk) + _LIST
                     chunk.clear()
@@ -116,7 +116,13 @@ class Watcher:
                 rest = cluster_pb2.Rest(kind=BY_KIND[kind].kind, left_out=left_out)
                 chunk += length_prefixed(5, rest.SerializeToString())
         yield bytes(chunk) + _mark(revision, now, whole_list=True)
-        self._sent = self._revision = revision
+
+    def _chosen(self, kind: int) -> tuple[list[tuple[Message, tuple[str, int]]], int]:
+        """What of a kind is listed, each with its key and revision, and how many the limit left out."""
+        found = list(self.store.state.entries(kind).items())
+        if kind == common_pb2.KIND_EVENT and not (self.request.limit or self.request.filters or self.request.sort):
+            found = found[-LISTED_EVENTS:]
+        return select(kind, ((entry.message, (key, entry.revision)) for key, entry in found), self.request)
 
     def _history(self) -> Iterator[bytes]:
         if self._sample_nodes is None:

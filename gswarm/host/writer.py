@@ -59,7 +59,7 @@ class Writer(threading.Thread):
         self.database = database
         self.jobs: queue.SimpleQueue[Job[object] | None] = queue.SimpleQueue()
         """What is to be run; None ends the thread once all before it is done."""
-        self._committed = Committed(dict(database.small()), dict(database.counters()))
+        self._committed = Committed(database, dict(database.counters()))
         self._group = Edits()
         self._number = 0
         self._replies = Replies(database)
@@ -72,10 +72,9 @@ class Writer(threading.Thread):
             info = BY_KIND.get(kind)
             if info is None:
                 continue
-            message = info.message.FromString(body)
-            self._committed.objects[kind][key] = message
-            self._committed.revisions[kind, key] = revision
-            yield kind, key, Entry(message, revision, wire_of(kind, key, revision, body))
+            entry = Entry(info.message.FromString(body), revision)
+            self._committed.entries[kind][key] = entry
+            yield kind, key, entry
 
     def run(self) -> None:
         """The thread: one group after the other, each of what waits by then."""
@@ -103,6 +102,9 @@ class Writer(threading.Thread):
             self._loop.call_soon_threadsafe(self._publish, outcomes)
             if stop:
                 return
+            # What they hold would stay until someone changes something again.
+            del job, jobs, outcomes
+            self._group = Edits()
 
     def _run_group(self, jobs: list[Job[object]]) -> list[Outcome]:
         self._group, rows = Edits(), Rows()
@@ -152,35 +154,40 @@ class Writer(threading.Thread):
             return Outcome(job, error=error)
 
     def _check_revision(self, edits: Edits, expected: int) -> None:
-        for slot in edits.objects:
-            known = self._group.revisions.get(slot, self._committed.revisions.get(slot, 0))
-            kind, key = slot
-            if known > expected and kind != common_pb2.KIND_EVENT:
+        for kind, key in edits.objects:
+            known = self._known(kind, key)
+            if known is not None and known.revision > expected and kind != common_pb2.KIND_EVENT:
                 raise RefusedError(
                     f"{BY_KIND[kind].slot} {key} has changed since revision {expected}",
                     next="look at it again, then decide",
                     field="expected_revision",
                 )
 
+    def _known(self, kind: int, key: str) -> Entry | None:
+        """An object as the last operation that changed it left it."""
+        slot = (kind, key)
+        return self._group.entries[slot] if slot in self._group.entries else self._committed.entries[kind].get(key)
+
     def _accept(self, edits: Edits, revision: int, now: datetime, job: Job[object], rows: Rows) -> Batch | None:
         """Make an operation's edits part of the group: its rows if it is durable, its changes for those who follow."""
-        group, base, objects, durable = self._group.objects, self._committed.objects, rows.objects, job.durable
-        changes = []
+        changes, durable = [], job.durable
         for slot, message in edits.objects.items():
             kind, key = slot
-            old = group[slot] if slot in group else base[kind].get(key)
+            known = self._known(kind, key)
+            old, entry = known.message if known is not None else None, None
             if message is not None:
                 body = message.SerializeToString()
                 if durable and kind == common_pb2.KIND_EVENT:
                     rows.archived.append((kind, int(key), key, "", body))
                 elif durable:
-                    objects[slot] = (revision, body)
-                changes.append(Changed(kind, key, old, message, wire_of(kind, key, revision, body)))
+                    rows.objects[slot] = (revision, body)
+                entry = Entry(message, revision)
+                changes.append(Changed(kind, key, old, entry, wire_of(kind, key, revision, body)))
             elif old is not None:
                 if durable and kind != common_pb2.KIND_EVENT:
-                    objects[slot] = None
+                    rows.objects[slot] = None
                 changes.append(Changed(kind, key, old, None, wire_of(kind, key, revision, None)))
-        edits.revisions = dict.fromkeys(edits.objects, revision)
+            edits.entries[slot] = entry
         if durable:
             rows.archived += [
                 (kind, number, key, parent, body) for (kind, _), (number, key, parent, body) in edits.archived.items()

@@ -367,13 +367,9 @@ class Recorder:
         state = self._store.state
         body = bytearray()
         for kind in BY_KIND:
-            for entry in state.entries(kind).values():
-                wire = entry.wire
-                if isinstance(entry.message, queue_pb2.Task):
-                    wire = wire_of(
-                        kind, entry.message.id, entry.revision, without_payload(entry.message).SerializeToString()
-                    )
-                body += length_prefixed(1, wire)
+            for key, (message, revision) in state.entries(kind).items():
+                kept = without_payload(message) if isinstance(message, queue_pb2.Task) else message
+                body += length_prefixed(1, wire_of(kind, key, revision, kept.SerializeToString()))
         mark = cluster_pb2.WatchResponse(revision=state.revision, list=True)
         mark.time.FromDatetime(state.time)
         if self._status is not None:

@@ -267,7 +267,7 @@ class Recording:
         request = list_request(cls, filters=filters, sort=sort, limit=limit)
         kind = BY_SLOT[cls.__name__.lower()].kind
         tables = self._state()
-        chosen, left_out = select(kind, ((body_of(obj), b"") for obj in tables.objects(kind)), request)
+        chosen, left_out = select(kind, ((body_of(obj), None) for obj in tables.objects(kind)), request)
         found = Listing(
             (from_proto(message, cls) for message, _ in chosen), left_out=left_out, revision=tables.revision
         )

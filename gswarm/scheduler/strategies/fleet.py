@@ -83,7 +83,7 @@ class Fleet:
         for place in places:
             place.move = move
             self.free.pop(place.device.id, None)
-            for copy in place.copies.values():
+            for copy in place.copies:
                 move.left[copy.server.id] = copy
                 copy.move = move
                 copy.line.open.pop(copy.server.id, None)
@@ -143,7 +143,7 @@ class Fleet:
 
     def has_room(self, line: Line, place: Place, without: Copy | None = None) -> bool:
         """Whether the model fits on a shared device, once `without` has left."""
-        taken = sum(c.server.memory // max(1, len(c.places)) for c in place.copies.values() if c is not without)
+        taken = sum(c.server.memory // max(1, len(c.places)) for c in place.copies if c is not without)
         for other in self.lines.values():
             taken += sum(other.model.memory for m in other.moves if other.model and place in m.places)
         return line.model is not None and taken + line.model.memory <= place.device.memory * USABLE
@@ -177,7 +177,8 @@ class Fleet:
             copy = self.copies[server.id] = Copy(server, line, places, now)
             copy.ends = now + line.switch_s
             for place in places:
-                place.copies[server.id] = copy
+                if copy not in place.copies:
+                    place.copies = (*place.copies, copy)
                 self.free.pop(place.device.id, None)
             for move in line.moves:
                 if move.is_fixed and not move.left and set(move.places) == set(places):
@@ -230,7 +231,7 @@ class Fleet:
         if failed:
             self._cool(copy.line, copy.places, now)
         for place in copy.places:
-            place.copies.pop(server, None)
+            place.copies = tuple(c for c in place.copies if c is not copy)
             if place.move is None and not place.copies and not place.device.shared:
                 self.free[place.device.id] = place
         if (move := copy.move) is not None:

@@ -216,14 +216,12 @@ class Place:
 
     def __init__(self, device: Device, number: int) -> None:
         self.device, self.number = device, number
-        self.copies: dict[str, Copy] = {}
+        self.copies: tuple[Copy, ...] = ()
         self.move: Move | None = None
 
     @property
     def copy(self) -> Copy | None:
-        for copy in self.copies.values():
-            return copy
-        return None
+        return self.copies[0] if self.copies else None
 
 
 def together(places: Iterable[Place], width: int) -> list[Place]:

@@ -192,7 +192,7 @@ class Placing(Intake):
                 fleet.load_beside(line, place, _tasks(line.ready.count) if self.reasons else "", self._now)
                 return True
         for place in fleet.shared.values():
-            for copy in place.copies.values():
+            for copy in place.copies:
                 s = copy.server
                 can_go = (
                     s.ours and s.ready and not copy.running and not copy.line.ready.count and s.id in copy.line.copies
