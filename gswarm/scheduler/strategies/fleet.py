@@ -266,7 +266,7 @@ class Fleet:
             for copy in self.copies.values():  # it was away, and what is on it was not
                 if any(known.device.id == device.id for known in copy.places):
                     copy.places = [place if known.device.id == device.id else known for known in copy.places]
-                    place.copies[copy.server.id] = copy
+                    place.copies = (*place.copies, copy)
         place.device = device
         if device.shared:
             self.shared[device.id] = place
