@@ -85,8 +85,11 @@ class Intake:
     def _line_up(self, told: list[Task]) -> None:
         """New tasks, last first: what waits for a task is told after it, so that all that follows it is known by then."""
         for task in reversed(told):
+            waiters = self._waiters.get(task.id)
+            if waiters is None:
+                continue
             longest = 0.0
-            for waiter in self._waiters.get(task.id, ()):
+            for waiter in waiters:
                 line = waiter.line
                 tail_s = waiter.tail_s + (line.run_s if waiter.run_s is None else waiter.run_s)
                 if line is not task.line:

@@ -76,6 +76,8 @@ class Online(Placing):
         )
         self._max_passed, self._loads_ahead = max_passed, load_ahead
         self._by_loads: int | None = None
+        self._limit = 0
+        """`max_passed` in this turn: it is the same from the first start to the last, and asked for at each."""
         self._is_stopped = False
         """Whether the hard stop kept something from starting."""
 
@@ -98,6 +100,7 @@ class Online(Placing):
         if self.take_in(now, events):
             self._by_loads = None
         if self._waiting:
+            self._limit = self.max_passed
             self._press()
             if not self._is_stopped:
                 if self._ranks_differ:
@@ -142,7 +145,7 @@ class Online(Placing):
         oldest = self._turns.oldest
         if oldest is None:
             return False
-        passed, limit = self._turns.most_passed, self.max_passed
+        passed, limit = self._turns.most_passed, self._limit
         counted, late = 2 * passed >= limit, self._now - oldest.since >= self.wait_bound_s
         must_stop = passed >= limit
         if self._is_stopped and not must_stop:
@@ -193,9 +196,8 @@ class Online(Placing):
     def _start_next(self, line: Line) -> bool:
         turns = self._turns
         copy = next(iter(line.open.values()))
-        passed = turns.most_passed
+        passed, limit = turns.most_passed, self._limit
         task = None
-        limit = self.max_passed
         if 2 * passed >= limit or self.wait_bound_s < FOREVER:
             oldest = turns.oldest
             assert oldest is not None
