@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ class Places:
     def __init__(self, state: State, nodes: Nodes, history: History) -> None:
         self._state, self._nodes, self._history = state, nodes, history
         self._devices: dict[str, seam.Device] = {}
+        self._memories: dict[int, int] = {}
         self._models: dict[str, seam.Model] = {}
         self.servers: dict[str, seam.Server] = {}
         self._attached: set[str] = set()
@@ -59,7 +61,12 @@ class Places:
         }
         # A processor is shared with everything else; a GPU is planned as one server's.
         cpu = cluster_pb2.DEVICE_KIND_CPU
-        made = (seam.Device(key, d.memory_bytes, d.kind == cpu, machine=d.node) for key, d in found.items())
+        # Nodes of a kind share what protobuf makes anew for each look: of large clusters that is half a KiB a node.
+        shared = self._memories.setdefault
+        made = (
+            seam.Device(key, shared(d.memory_bytes, d.memory_bytes), d.kind == cpu, sys.intern(d.node))
+            for key, d in found.items()
+        )
         # What has not changed stays the object that the strategy holds: of a large cluster there are thousands.
         devices = {d.id: known if (known := self._devices.get(d.id)) == d else d for d in made}
         models, servers = self._find_models(found, wanted), self._find_servers(found)
