@@ -15,7 +15,7 @@ import pytest
 from google.protobuf.message import Message
 
 from gswarm.cluster.types import Event
-from gswarm.config import Config, QueueConfig
+from gswarm.config import QueueConfig
 from gswarm.data.types import Chunk
 from gswarm.errors import ExhaustedError, GswarmError, InvalidError, NotFoundError, RefusedError
 from gswarm.host.store import Store
@@ -24,9 +24,9 @@ from gswarm.queue.durations import History
 from gswarm.queue.shown_plan import ShownPlan
 from gswarm.queue.types import Plan, Task, TaskPhase, Workflow, WorkflowPhase, workflow_done
 from gswarm.scheduler import strategy
-from gswarm.v1 import queue_pb2
+from gswarm.v1 import agent_pb2, models_pb2, queue_pb2
 from gswarm.v1.cluster_pb2 import WatchRequest
-from tests.support.cluster import Cluster, cluster, seen
+from tests.support.cluster import CONFIG, Cluster, cluster, seen
 
 
 @pytest.fixture
@@ -259,6 +259,23 @@ async def test_a_model_too_large_for_one_gpu_is_loaded_on_several(running: Clust
         assert len(large.device_ids) == 2 and not set(large.device_ids) & set(small.device_ids)
 
 
+async def test_a_late_word_that_a_service_ended_does_not_end_the_next_of_its_name(running: Cluster) -> None:
+    """An agent says more than once that it ended one, and its name is free from the first time on."""
+    told = agent_pb2.ServiceReport(name="a", observed_generation=2, phase=models_pb2.SERVICE_PHASE_STOPPED)
+    asked = models_pb2.Service(name="a", node="n1", backend="simulated", generation=3, observed_generation=2)
+    handler = running.context.nodes.reports._handlers["service"]
+    phases = []
+    for stop in (False, True):
+        asked.stop = stop
+        await running.context.store.apply(
+            lambda tx: tx.put(models_pb2.Service.FromString(asked.SerializeToString())), actor="t"
+        )
+        await running.context.store.apply(lambda tx: handler(tx, "n1", agent_pb2.Report(service=told)), actor="t")
+        (found,) = await running.swarm.list(Service)
+        phases.append(found.phase)
+    assert phases == [ServicePhase.UNKNOWN, ServicePhase.STOPPED]
+
+
 async def test_urgent_tasks_go_first(running: Cluster, tmp_path: Path) -> None:
     async with at_work(running, "a"):
         words = ["low", "normal", "high", "critical"]
@@ -401,7 +418,7 @@ async def test_a_plan_that_could_not_be_shown_is_shown_at_the_next_turn(
 async def test_a_strategy_that_cannot_run_the_queue_is_refused_at_the_start(
     tmp_path: Path, name: str, why: str
 ) -> None:
-    config = Config(queue=QueueConfig(strategy=name))
+    config = replace(CONFIG, queue=QueueConfig(strategy=name))
     with pytest.raises(InvalidError, match=why) as refused:
         async with cluster(tmp_path / "state", config=config):
             pass

@@ -148,7 +148,8 @@ class ModelService(models_pb2_grpc.ModelsServicer):
         service = tx.edit(Service, told.name)
         if service is None or service.node != node or told.observed_generation < service.observed_generation:
             return
-        if told.observed_generation < service.generation and told.phase != models_pb2.SERVICE_PHASE_STOPPED:
+        is_end = service.stop and told.phase == models_pb2.SERVICE_PHASE_STOPPED
+        if told.observed_generation < service.generation and not is_end:
             return  # of an older wish: the newer one is on its way
         before = service.phase
         service.observed_generation = told.observed_generation

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gswarm.model.fitting import WIDTHS
+from gswarm.model.fitting import Offer, fit
 from gswarm.queue.explain import needed_bytes
 
 from . import figures
@@ -78,16 +78,14 @@ def _device(d: DeviceView, view: View, name: Any, values: Mapping[str, Any]) -> 
 
 
 def _width(d: DeviceView, needed: int, view: View) -> int:
-    """Of how many devices of its node it can be one that take the model together; 0: of none."""
-    peers = [
-        p for p in view.devices if p.node == d.node and p.is_simulated == d.is_simulated and not (p.is_cpu or p.trouble)
+    """Of how many devices of its node it is one that take the model together; 0: of none."""
+    offers = [
+        Offer(p.id, p.node, p.memory_total - p.memory, needed, cpu=p.is_cpu, alone=p.is_cpu)
+        for p in view.devices
+        if p.node == d.node and p.is_simulated == d.is_simulated and p.memory is not None and not p.trouble
     ]
-    free = {p.id: p.memory_total - p.memory for p in peers if p.memory is not None}
-    for width in () if d.is_cpu else WIDTHS[1:]:
-        enough = [key for key, room in free.items() if room * width >= needed]
-        if d.id in enough and len(enough) >= width:
-            return width
-    return 0
+    found = fit(offers)
+    return found.width if d.id in found.devices else 0
 
 
 def will_happen(deed: Deed, view: View, values: Mapping[str, Any]) -> str:
