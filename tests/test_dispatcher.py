@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -136,6 +137,19 @@ async def test_cancelling_stops_what_runs_on_its_node(running: Cluster, tmp_path
         assert (await running.swarm.get(Workflow, workflow.id)).phase is WorkflowPhase.CANCELLED
         with pytest.raises(NotFoundError, match="999"):
             await running.swarm.queue.cancel(["999"])
+
+
+async def test_what_runs_when_an_agent_is_stopped_goes_on_with_the_next(running: Cluster, tmp_path: Path) -> None:
+    async with running.swarm.mirror((Task,), samples=False) as mirror:
+        phases = lambda: Counter(task.phase for task in mirror.rows(Task).values())  # noqa: E731
+        async with at_work(running, "a"):
+            asked = await submitted(running, tmp_path, *(ask(f"t{n}", max_tokens=400) for n in range(6)))
+            await seen(mirror, phases, lambda found: found[TaskPhase.RUNNING] == 6)
+        await seen(mirror, phases, lambda found: found == {TaskPhase.READY: 6})
+        await running.swarm.queue.cancel(task=[task.id for task in mirror.rows(Task).values() if task.action != "t0"])
+        async with running.agent("n1"):
+            tasks = await done(running, asked)
+    assert (tasks["t0"].phase, tasks["t0"].attempt, tasks["t0"].detail) == (TaskPhase.DONE, 2, "")
 
 
 async def test_work_that_comes_before_its_service_is_adopted_waits_and_never_fails(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from gswarm.queue import transitions
 from gswarm.queue.transitions import BACKOFF, LEASE_S, RUNNING
-from gswarm.v1 import agent_pb2, common_pb2
+from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2
+from gswarm.v1.cluster_pb2 import Node
 from gswarm.v1.queue_pb2 import Task
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Deadlines:
                 self.leased(attempt.task_id)
 
     def expire(self, task_id: str) -> None:
-        """A lease did not reach its agent: it is taken back with what is due next."""
+        """A lease did not reach its agent, or that one has left: it is taken back with what is due next."""
         if task_id in self._leases:
             self._leases[task_id] = 0.0
 
@@ -61,7 +62,9 @@ def _take_back(tx: Transaction, lost: list[str], due: list[str]) -> None:
     for key in lost:
         task = tx.edit(Task, key)
         if task is not None and task.phase == RUNNING:
-            why = f"{task.node} did not renew its lease"
+            node = tx.get(Node, task.node)
+            has_left = node is not None and node.phase == cluster_pb2.NODE_PHASE_LEFT
+            why = f"{task.node} {'left' if has_left else 'did not renew its lease'}"
             tx.event("task.lost", f"task {key}: {why}", subject=task, severity=common_pb2.SEVERITY_WARNING)
             transitions.ready_again(tx, task, why)
     for key in due:

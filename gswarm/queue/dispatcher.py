@@ -24,7 +24,8 @@ from gswarm.queue.shown_plan import ShownPlan
 from gswarm.queue.transitions import BACKOFF, DONE, FAILED, FINAL, LEASE_S, READY, RUNNING, WAITING
 from gswarm.scheduler import strategy as seam
 from gswarm.scheduler.strategy import Event, Load, Start, Strategy, Unload
-from gswarm.v1 import agent_pb2, common_pb2, models_pb2, queue_pb2
+from gswarm.v1 import agent_pb2, cluster_pb2, common_pb2, models_pb2, queue_pb2
+from gswarm.v1.cluster_pb2 import Node
 from gswarm.v1.data_pb2 import Chunk
 from gswarm.v1.models_pb2 import Service
 from gswarm.v1.queue_pb2 import Task, Workflow
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gswarm.host")
 TICK_S = 1.0
 INFERENCE = queue_pb2.TASK_TYPE_INFERENCE
+NODE_LEFT = cluster_pb2.NODE_PHASE_LEFT
 
 
 class Dispatcher:
@@ -116,12 +118,20 @@ class Dispatcher:
             elif isinstance(change.new or change.old, places.KINDS):
                 self.places.due = True
                 self._wake.set()
+                if isinstance(change.new, Node) and change.new.phase == NODE_LEFT:
+                    self._take_back(change.new.name)
             elif isinstance(change.new, Workflow):
                 self._archive.learn(change.new)
             elif isinstance(change.new or change.old, Chunk) and self._host_tasks:
                 self._wake.set()
             if (took := durations.measured(self._store.state, change)) is not None:
                 self._remember(*self.history.add(*took))
+
+    def _take_back(self, node: str) -> None:
+        """What an agent was doing that has said goodbye is done by no one; one that is out of reach may go on."""
+        for task in self.unfinished.values():
+            if task.phase == RUNNING and task.node == node:
+                self._deadlines.expire(task.id)
 
     def _task_changed(self, change: Changed) -> None:
         task = change.new if isinstance(change.new, Task) else None

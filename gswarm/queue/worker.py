@@ -60,6 +60,8 @@ class QueueWorker:
 
     def lease(self, lease: agent_pb2.Lease) -> None:
         """Start an attempt; a lease that is here already is not started twice."""
+        if self.agent.stopping.is_set():
+            return  # the host will see that the node left
         attempt = agent_pb2.TaskAttempt(task_id=lease.task.id, attempt=lease.task.attempt)
         known = self._work.get(lease.task.id)
         if known is not None and known.attempt == attempt:
@@ -96,7 +98,9 @@ class QueueWorker:
         except _Refused as error:
             self._tell(attempt, FAILED, detail=str(error), permanent=True)
         except (GswarmError, aiohttp.ClientError, OSError, ValueError) as error:
-            self._tell(attempt, FAILED, detail=str(error) or type(error).__name__)
+            # A backend that ends with its agent is no failure: the host takes back what a node had that leaves.
+            if not self.agent.stopping.is_set():
+                self._tell(attempt, FAILED, detail=str(error) or type(error).__name__)
         else:
             report = agent_pb2.TaskReport(
                 attempt=attempt,
