@@ -51,8 +51,10 @@ class QueuePane(Pane):
             starts = (("● ", "ready"), (f"runs {t.where}" if t.where else "runs", "text"))
         elif t.blocked:
             tone = "failed" if t.task.phase.value == "ready" else "dim"
-            when = f"≈{figures.clock(t.starts)} " if t.starts is not None else ""
-            starts = (("■ " if tone == "failed" else "◌ ", tone), (when + t.blocked, tone))
+            when = f"≈{figures.clock(t.starts)}" if t.starts is not None else ""
+            # Where both do not fit, when it starts says more than after whom.
+            told = f"{when} {t.blocked}" if when and has_who else when or t.blocked
+            starts = (("■ " if tone == "failed" else "◌ ", tone), (told, tone))
         elif t.starts is not None:
             starts = ((f"≈{figures.clock(t.starts)} {t.where}", "text"),)
         else:
