@@ -25,6 +25,10 @@ function f: f(k) = N for k > N - w, k for w <= k, 0 below (what cannot run besid
 floor((j + 1) k / N) where (j + 1) k / N is no whole number (of 4 GPUs' width, two fit 10 GPUs and no more). So the energy
 argument, unloads aside, holds with f(k) for k.
 
+*Turns.* Models that take more than half of the GPUs never run or load two at a time, nor beside a model m that needs more
+GPUs than they leave. So the work and loads of these come on top of what a placement of m loads and does, which is no more
+than T - q - L less all that; m needs more placements then.
+
 *Slots.* A loaded slot keeps its GPU for its load and its shortest task, so at most j of those for which this takes more
 than (T - q) / (j + 1) fit one GPU between 0 and T - q. T is too small where there are more than j N of them.
 
@@ -106,6 +110,8 @@ class _Family:
     """Placements that are there at t = 0."""
     busy: Floats
     """Per GPU: until when it can take nothing."""
+    others: Floats
+    """Per model (row): 1 for each (column) that never runs beside it, nor beside another one of these."""
     phases: tuple[Phase, ...] = ()
     """Of models that run beside no other; only where all tasks are meant."""
 
@@ -226,6 +232,7 @@ def _family(problem: Problem, seconds: Floats, head: Floats, tail: Floats, chose
         unload=unload,
         held=held[used],
         busy=_busy(problem),
+        others=_others(slots, len(problem.gpus), problem.shared),
     )
 
 
@@ -239,17 +246,19 @@ def _share(problem: Problem, model: Model) -> float:
 def _too_small(problem: Problem, f: _Family, asked: Demand | None, t: float, r: float, q: float) -> bool:
     """Whether no plan can end by `t`."""
     span = t - f.head - f.tail
-    if (span < 0).any() or ((span == 0) & (f.work > 0)).any():
+    if _is_short(span, f.work):
         return True
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # A hair less than the quotient, as in `Demand`.
-        count = np.where(f.work > 0, np.ceil(f.work / span * (1 - 1e-12)), 1.0)
-    count = np.maximum(count, 1.0)
+    count = _quotient(f.work, span)
     if asked is not None:
         placements = asked.placements(t, r, q)
         if placements is None:
             return True
         count = np.maximum(count, placements[f.model])
+    alone = _by_turns(f, count, t, r, q)
+    if _is_short(alone, f.work):
+        return True
+    span = np.minimum(span, alone)
+    count = np.maximum(count, _quotient(f.work, alone))
     room = float((t - q - np.clip(f.busy, r, t - q)).sum())
     if _energy(problem, f, count, r) > room:
         return True
@@ -264,13 +273,35 @@ def _too_small(problem: Problem, f: _Family, asked: Demand | None, t: float, r: 
     if any(slots[kept * (j + 1) > t - q].sum() > j * gpus for j in range(1, SHARERS + 1)):
         return True
     # Where all placements are alone both sides are the same sum; rounding must not tell them apart.
-    if not f.held.any() and _alone_or_shared(f, count, gpus, t, q) > gpus * (t - q) * (1 + 1e-9):
+    if not f.held.any() and _alone_or_shared(f, count, span, gpus, t, q) > gpus * (t - q) * (1 + 1e-9):
         return True
     for phase in f.phases:
         twice = np.where(f.model == phase.model, np.maximum(count, 2.0), count)
-        if _energy(problem, f, twice, r) > room and not phase.fits(t, gpus):
+        alone = _by_turns(f, twice, t, r, q)
+        twice = np.maximum(twice, _quotient(f.work, np.maximum(alone, NOTHING)))
+        if (_is_short(alone, f.work) or _energy(problem, f, twice, r) > room) and not phase.fits(t, gpus):
             return True
     return False
+
+
+def _is_short(span: Floats, work: Floats) -> bool:
+    return bool((span < 0).any() or ((span == 0) & (work > 0)).any())
+
+
+def _quotient(work: Floats, span: Floats) -> Floats:
+    """Placements that so much work takes, one at least; a hair less than the quotient, as in `Demand`."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        count: Floats = np.where(work > 0, np.ceil(work / span * (1 - 1e-12)), 1.0)
+    return np.maximum(count, 1.0)
+
+
+def _by_turns(f: _Family, count: Floats, t: float, r: float, q: float) -> Floats:
+    """Seconds that a placement of each model can run for, as others never run or load meanwhile."""
+    if r > 0.0:
+        return t - q - r - f.others @ f.work
+    loading = np.maximum(count - f.held, 0.0) * f.load
+    span: Floats = t - q - np.where(f.held > 0, 0.0, f.load) - f.others @ (f.work + loading)
+    return span
 
 
 def _energy(problem: Problem, f: _Family, count: Floats, r: float) -> float:
@@ -289,7 +320,13 @@ def _energy(problem: Problem, f: _Family, count: Floats, r: float) -> float:
     return need
 
 
-def _alone_or_shared(f: _Family, count: Floats, gpus: int, t: float, q: float) -> float:
+def _others(slots: Floats, gpus: int, shared: bool) -> Floats:
+    found: Floats = ((2 * slots > gpus) & (slots[:, None] + slots > gpus) & (not shared)).astype(np.float64)
+    np.fill_diagonal(found, 0.0)
+    return found
+
+
+def _alone_or_shared(f: _Family, count: Floats, span: Floats, gpus: int, t: float, q: float) -> float:
     """GPU-seconds that placements take at least, a GPU that has only one counted in full."""
     until = t - q
     others = f.load + f.shortest
@@ -298,9 +335,9 @@ def _alone_or_shared(f: _Family, count: Floats, gpus: int, t: float, q: float) -
         # Between two placements of one model on one GPU there is another model's.
         first = int(others.argmin())
         least[first] = np.where(f.slots[first] > 1, others[first], np.delete(others, first).min())
-    room = until - f.load - least - f.unload.min()
+    room = np.minimum(until - f.load - least - f.unload.min(), span)
     alone = np.minimum(np.arange(gpus + 1)[:, None], count)
-    rest = np.maximum(f.work * (1 - 1e-9) - alone * (t - f.head - f.tail), 0.0)
+    rest = np.maximum(f.work * (1 - 1e-9) - alone * span, 0.0)
     shared = np.where(rest > 0, np.ceil(rest / np.maximum(room, NOTHING) * (1 - 1e-12)), 0.0)
     shared = np.maximum(shared, count - alone)
     taken = f.slots * (alone * until + shared * f.load + rest)

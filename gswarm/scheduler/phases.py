@@ -18,7 +18,9 @@ from gswarm.scheduler import critical
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Problem
 
 Bools = NDArray[np.bool_]
-CELLS = 64
+SLACK = 1e-9
+"""Seconds that count as none."""
+CELLS = 256
 """Parts that the time beside w's is cut into; of each the best for either side counts."""
 
 
@@ -46,23 +48,32 @@ class Phase:
             return False
         edges = np.linspace(0.0, beside, CELLS + 1)[:, None]
         a, b = edges[1:], beside - edges[:-1]  # of each cell the most that either side can have
-        before, fits_before = _side(self.before, a, self.load)
-        after, fits_after = _side(self.after, b, self.load + self.unload)
-        fits_before &= (before @ self.width <= gpus * a[:, 0]) & fits_after
-        fits_before &= after @ self.width <= gpus * b[:, 0]
-        # A model that only has work that may be on either side is loaded there too.
-        alone = (self.before == 0) & (self.after == 0) & (self.rest > 0)
-        rest = float(((self.rest + np.where(alone, self.load, 0.0)) * self.width).sum())
-        return bool((fits_before & ((before + after) @ self.width + rest <= gpus * beside * (1 + 1e-12))).any())
+        late = self.load + self.unload
+        first, fits_first = _copies(self.before, a - self.load)
+        then, fits_then = _copies(self.after, b - late)
+        before, after = self.before + first * self.load, self.after + then * late
+        fits = fits_first & (before @ self.width <= gpus * a[:, 0])
+        fits &= fits_then & (after @ self.width <= gpus * b[:, 0])
+        # What may be on either side is done by the placements there, as far as it goes, or by further ones on the better side.
+        span_a, span_b = np.maximum(a - self.load, 0.0), np.maximum(b - late, 0.0)
+        over = self.before + self.after + self.rest - first * span_a - then * span_b
+        more, fits_more = _copies(over, np.maximum(span_a, span_b))
+        taken = (before + after + self.rest + more * self.load) @ self.width
+        # A GPU without any of these on one side is loaded with something more there, or idle meanwhile.
+        least = float(self.load.min())
+        bare_a, bare_b = (np.maximum(gpus - there @ self.width, 0.0) for there in (first, then))
+        idle_a, idle_b = np.minimum(edges[:-1, 0], least), np.minimum(beside - edges[1:, 0], least)
+        spared = (more @ self.width) * np.maximum(idle_a, idle_b)
+        taken += np.maximum(bare_a * idle_a + bare_b * idle_b - spared, 0.0)
+        return bool((fits & fits_more & (taken <= gpus * beside * (1 + 1e-12))).any())
 
 
-def _side(work: Floats, room: Floats, load: Floats) -> tuple[Floats, Bools]:
-    """Seconds of one GPU that each model's placements take, per room; and whether they can be there at all."""
-    span = room - load
-    wanted = work > 0
+def _copies(work: Floats, span: Floats) -> tuple[Floats, Bools]:
+    """Placements of each model that the work takes, per span; and whether they can be there at all."""
+    wanted = work > SLACK
     fits: Bools = np.all(~wanted | (span > 0), axis=1)
-    count = np.where(wanted, np.ceil(work / np.maximum(span, 1e-12) * (1 - 1e-9)), 0.0)
-    return np.where(wanted, work + count * load, 0.0), fits
+    count: Floats = np.where(wanted, np.ceil(work / np.maximum(span, 1e-12) * (1 - 1e-9)), 0.0)
+    return count, fits
 
 
 def phases(problem: Problem, seconds: Floats, order: list[Ints]) -> list[Phase]:
