@@ -109,6 +109,39 @@ def test_what_is_needed_before_and_after_a_model_that_takes_all_gpus_is_loaded_t
     assert 123.5 <= lower_bound(problem).value <= 125.0
 
 
+def test_work_beside_a_wide_model_takes_placements_for_the_time_that_it_leaves() -> None:
+    requests = [Request("w", 0.0, (Node("w", 0),), [100.0]), Request("n", 0.0, (Node("n", 2),), [1.0])]
+    requests += [Request(f"r{n}", 0.0, (Node("m", 1),), [20.0]) for n in range(4)]
+    problem = build([Model("w", 4, 0.0, 10.0), Model("m", 2, 0.0, 5.0), Model("n", 1, 0.0, 1.0)], 5, requests)
+    # m: 5 + 40 on two times two GPUs, then w: 10 + 100. With m loaded once it takes 85 s rather than 45.
+    assert lower_bound(problem).value == pytest.approx(155.0)
+
+
+def round_about(models: int) -> list[Request]:
+    """Each model has a task that the next one's waits for, and the last one's are waited for by the first."""
+    pairs = [(n, (n + 1) % models) for n in range(models)]
+    return [Request(f"r{a}", 0.0, (Node("a", a), Node("b", b, (0,))), [1.0, 1.0]) for a, b in pairs]
+
+
+def test_models_that_follow_each_other_and_do_not_fit_are_loaded_twice() -> None:
+    one = build([Model(f"m{n}", 1, 0.0, 10.0) for n in range(2)], 1, round_about(2))
+    assert lower_bound(one).value == pytest.approx(34.0)  # u v u, or v u v: three loads, four tasks
+    assert makespan(optimum(one)) == pytest.approx(34.0)
+    # Each of three follows each other one, through others; two GPUs hold two of them: four loads, twelve tasks.
+    chains = [
+        Request(
+            f"r{n}",
+            0.0,
+            (Node("a", n), Node("b", (n + 1) % 3, (0,)), Node("c", (n + 2) % 3, (1,)), Node("d", n, (2,))),
+            [1.0] * 4,
+        )
+        for n in range(3)
+    ]
+    three = [Model(f"m{n}", 1, 0.0, 10.0) for n in range(3)]
+    assert lower_bound(build(three, 2, chains)).value == pytest.approx(26.0)
+    assert lower_bound(build(three, 3, chains)).value < 20.0
+
+
 def test_four_of_ten_gpus_fit_twice() -> None:
     requests = [Request(f"r{n}", 0.0, (Node("n", 0),), [10.0]) for n in range(6)]
     problem = build([Model("m", 4, 0.0, 0.0)], 10, requests)

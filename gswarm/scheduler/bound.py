@@ -36,6 +36,10 @@ than (T - q) / (j + 1) fit one GPU between 0 and T - q. T is too small where the
 at most s_m of m's work. A placement that is not alone leaves time for another one's load and shortest task and for an
 unload: it does at most that much less. Each model has as many of the one and of the other kind as take the least.
 
+*Together.* Models of which any two have tasks that must follow each other, both ways, are there at one moment where each
+is placed once (`cliques.py`); so where they need more than N GPUs, some are placed twice: the difference at least, of the
+shortest loads.
+
 *Phases.* A model that runs beside no other is placed once, which splits the plan in two (`phases.py`), or twice at least:
 T is too small where it fits neither way.
 
@@ -63,6 +67,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gswarm.scheduler import critical
+from gswarm.scheduler.cliques import Followers
 from gswarm.scheduler.demand import Demand, demand
 from gswarm.scheduler.phases import Phase, phases
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Model, Problem
@@ -112,6 +117,8 @@ class _Family:
     """Per GPU: until when it can take nothing."""
     others: Floats
     """Per model (row): 1 for each (column) that never runs beside it, nor beside another one of these."""
+    cliques: tuple[Bools, ...] = ()
+    """Models, as columns of the above, that are there at one time where each is placed once."""
     phases: tuple[Phase, ...] = ()
     """Of models that run beside no other; only where all tasks are meant."""
 
@@ -126,15 +133,19 @@ def lower_bound(problem: Problem, *, online: bool = False) -> Bound:
     seconds, head, tail, waiting = _paths(problem, order)
     asked = demand(len(problem.models), problem.model[waiting], seconds[waiting], head[waiting], tail[waiting])
     whole = _family(problem, seconds, head, tail, waiting)
-    if not (problem.shared or problem.placements or problem.running):
-        whole = replace(whole, phases=tuple(phases(problem, seconds, order)))
+    followers = None if problem.shared or problem.placements or problem.running else Followers(problem, order)
+    if followers is not None:
+        whole = replace(_together(whole, followers, waiting), phases=tuple(phases(problem, seconds, order)))
     path = float((head + seconds + tail).max())
     energy = within = _least(problem, whole, asked, 0.0, 0.0, 0.0, PRECISION)
     best = max(path, energy)
     for r in _quantiles(head):
         for q in _quantiles(tail):
             if r > 0 or q > 0:
-                family = _family(problem, seconds, head, tail, waiting & (head >= r) & (tail >= q))
+                chosen = waiting & (head >= r) & (tail >= q)
+                family = _family(problem, seconds, head, tail, chosen)
+                if followers is not None and q == 0:
+                    family = _together(family, followers, chosen)
                 within = max(within, _least(problem, family, asked, r, q, max(best, within), PRECISION))
     return Bound(max(best, within), {"path": path, "work and loads": energy, "work within heads and tails": within})
 
@@ -236,6 +247,10 @@ def _family(problem: Problem, seconds: Floats, head: Floats, tail: Floats, chose
     )
 
 
+def _together(family: _Family, followers: Followers, chosen: Bools) -> _Family:
+    return replace(family, cliques=tuple(np.isin(family.model, clique) for clique in followers.cliques(chosen)))
+
+
 def _share(problem: Problem, model: Model) -> float:
     """How much of a GPU one placement takes of each of its GPUs, at the least."""
     if not problem.shared:
@@ -306,18 +321,29 @@ def _by_turns(f: _Family, count: Floats, t: float, r: float, q: float) -> Floats
 
 def _energy(problem: Problem, f: _Family, count: Floats, r: float) -> float:
     """GPU-seconds that so many placements of each model take after `r` at least."""
-    loads = np.maximum(count - f.held, 0.0)
+    slots = np.maximum(count - f.held, 0.0) * f.slots
     need = float((f.work * f.slots).sum())
-    slots = loads * f.slots
-    spare = slots.sum() - len(problem.gpus) if not problem.shared else 0.0
     if r == 0.0:
         need += float((slots * f.load).sum() + (f.slots * f.more).sum())
-        if spare > 0:
-            # Of the slots of all placements, all but one a GPU are given up again: at least the soonest unloaded.
-            need += _least_sum(slots, f.unload, spare)
-    elif spare > 0:
-        need += _least_sum(slots, f.load, spare)
-    return need
+    more = _given_up(problem, f, slots, r)
+    for clique in f.cliques:
+        once = np.where(clique & (count == 1), f.slots, 0.0)
+        twice = once.sum() - len(problem.gpus)
+        if twice > 0:
+            again = _least_sum(once, f.load, twice) if r == 0.0 else 0.0
+            more = max(more, again + _given_up(problem, f, slots + once, r, once.sum() - twice))
+    return need + more
+
+
+def _given_up(problem: Problem, f: _Family, slots: Floats, r: float, but: float = 0.0) -> float:
+    """GPU-seconds that all `slots`, but so many and one a GPU, take to unload at least, or to be loaded after `r`.
+
+    Of the slots of all placements all but one a GPU are given up again; and no more than that are there at `r`.
+    """
+    spare = slots.sum() - but - len(problem.gpus)
+    if problem.shared or spare <= 0:
+        return 0.0
+    return _least_sum(slots, f.unload if r == 0.0 else f.load, spare)
 
 
 def _others(slots: Floats, gpus: int, shared: bool) -> Floats:

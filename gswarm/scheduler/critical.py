@@ -61,6 +61,17 @@ def tails(problem: Problem, seconds: Floats, order: list[Ints], switch: Floats |
     return tail
 
 
+def marks(problem: Problem, mark: Ints, order: list[Ints]) -> Ints:
+    """The marks, bit by bit, of all that depends on each task."""
+    found = np.zeros(problem.tasks, dtype=np.int64)
+    for tasks in reversed(order):
+        counts = problem.pred_first[tasks + 1] - problem.pred_first[tasks]
+        preds = _gather(problem.pred_first, problem.preds, tasks)
+        if len(preds):
+            np.bitwise_or.at(found, preds, np.repeat(found[tasks] | mark[tasks], counts))
+    return found
+
+
 def shares(problem: Problem, seconds: Floats, order: list[Ints]) -> Floats:
     """Seconds of each task with its share of what follows: what waits for several tasks counts in equal parts for each."""
     share = seconds.astype(np.float64, copy=True)
