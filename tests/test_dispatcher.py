@@ -276,7 +276,9 @@ async def test_a_model_too_large_for_one_gpu_is_loaded_on_several(running: Clust
 async def test_a_late_word_that_a_service_ended_does_not_end_the_next_of_its_name(running: Cluster) -> None:
     """An agent says more than once that it ended one, and its name is free from the first time on."""
     told = agent_pb2.ServiceReport(name="a", observed_generation=2, phase=models_pb2.SERVICE_PHASE_STOPPED)
-    asked = models_pb2.Service(name="a", node="n1", backend="simulated", generation=3, observed_generation=2)
+    asked = models_pb2.Service(
+        name="a", node="n1", device_ids=["n1/0"], backend="simulated", generation=3, observed_generation=2
+    )
     handler = running.context.nodes.reports._handlers["service"]
     phases = []
     for stop in (False, True):

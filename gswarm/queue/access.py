@@ -44,9 +44,16 @@ async def cancel(swarm: Swarm, tasks: list[str], workflows: list[str]) -> list[T
     await swarm.call(queue_pb2.CancelRequest(task_ids=tasks, workflow_ids=workflows))
     homes = {t.workflow_id for t in await _named(swarm, tasks)} | set(workflows)
     known = [t for home in homes for t in await swarm.list(Task, filters=(f"workflow_id={home}",), limit=0)]
-    covered = {t.id for t in known if t.id in tasks or t.workflow_id in workflows}
-    while more := {t.id for t in known if covered.intersection(t.depends_on)} - covered:
+    needed_by: dict[str, list[str]] = {}  # from older hosts tasks do not know it themselves
+    for task in known:
+        for need in task.depends_on:
+            needed_by.setdefault(need, []).append(task.id)
+    look = [t.id for t in known if t.id in tasks or t.workflow_id in workflows]
+    covered = set(look)
+    while look:
+        more = set(needed_by.get(look.pop(), ())) - covered
         covered |= more
+        look += more
     return sorted((t for t in known if t.id in covered and _goes(t, swarm)), key=lambda t: int(t.id))
 
 

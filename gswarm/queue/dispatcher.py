@@ -71,6 +71,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Dispatch until cancelled."""
+        await self._store.apply(transitions.link, actor="host", durable=False)
         self.history.load(await self._store.apply(durations.read, actor="host", durable=False))
         unsubscribe = self._store.subscribe(self._on_batch)
         self.take_stock()

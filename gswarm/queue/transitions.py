@@ -16,9 +16,12 @@ WAITING, READY, RUNNING = queue_pb2.TASK_PHASE_WAITING, queue_pb2.TASK_PHASE_REA
 DONE, FAILED, CANCELLED = queue_pb2.TASK_PHASE_DONE, queue_pb2.TASK_PHASE_FAILED, queue_pb2.TASK_PHASE_CANCELLED
 BACKOFF = queue_pb2.TASK_PHASE_BACKOFF
 FINAL = frozenset({DONE, FAILED, CANCELLED})
+UNWELL = frozenset({FAILED, CANCELLED})
 LEASE_S = 30.0
 OUTPUT_LIMIT = 64 * 1024
 BACKOFF_CAP_S = 60.0
+NOT_RUN = "not run:"
+"""How the detail of a task begins that ended because one that it depends on did."""
 
 
 def asked_tasks(request: queue_pb2.SubmitRequest) -> int:
@@ -59,10 +62,13 @@ def submit(
 def _make(tx: Transaction, spec: queue_pb2.WorkflowSpec) -> Workflow:
     first = 0
     ids: dict[str, str] = {}
+    needed_by: dict[str, list[str]] = {}
     for action in spec.actions:
         number = tx.next_id("task")
         first = first or number
         ids[action.id] = str(number)
+        for need in action.depends_on:
+            needed_by.setdefault(need, []).append(ids[action.id])
     workflow = Workflow(
         id=f"w{tx.next_id('workflow')}",
         name=spec.name,
@@ -85,6 +91,7 @@ def _make(tx: Transaction, spec: queue_pb2.WorkflowSpec) -> Workflow:
             retries=action.retries,
             timeout_s=action.timeout_s,
             depends_on=[ids[name] for name in action.depends_on],
+            needed_by=needed_by.get(action.id),
             params_json=action.params_json,
             actor=tx.actor,
             created_at=tx.stamp,
@@ -92,6 +99,20 @@ def _make(tx: Transaction, spec: queue_pb2.WorkflowSpec) -> Workflow:
         )
         tx.put(task)
     return workflow
+
+
+def link(tx: Transaction) -> None:
+    """Tell the tasks that an older host has stored what depends on them."""
+    needed_by: dict[str, list[str]] = {}
+    for task in tx.list(Task):
+        for need in task.depends_on:
+            needed_by.setdefault(need, []).append(task.id)
+    for need, tasks in needed_by.items():
+        known = tx.get(Task, need)
+        if known is not None and not known.needed_by:
+            task = edit(tx, need)
+            task.needed_by.extend(tasks)
+            tx.put(task)
 
 
 def siblings(tx: Transaction, workflow: Workflow) -> Iterator[Task]:
@@ -179,17 +200,19 @@ def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, de
         last = ended.pop()
         count += 1
         _count(workflow, last.phase)
-        for other in siblings(tx, workflow):
-            if last.id not in other.depends_on or other.phase != WAITING:
+        for name in last.needed_by:
+            other = tx.get(Task, name)
+            if other is None or other.phase != WAITING:
                 continue
-            dependent = edit(tx, other.id)
             if last.phase == DONE:
-                if all(_phase(tx, need) == DONE for need in dependent.depends_on):
-                    make_ready(tx, dependent)
+                # From the last on: most often tasks end in their order, and one that has not is found soonest so.
+                if all(_phase(tx, need) == DONE for need in reversed(other.depends_on)):
+                    make_ready(tx, edit(tx, name))
                 continue
             word = "failed" if last.phase == FAILED else "was cancelled"
+            dependent = edit(tx, name)
             dependent.phase = FAILED if last.phase == FAILED else CANCELLED
-            dependent.detail = f"not run: {last.action} (task {last.id}) {word}"
+            dependent.detail = f"{NOT_RUN} {last.action} (task {last.id}) {word}"
             dependent.finished_at.CopyFrom(tx.stamp)
             tx.put(dependent)
             ended.append(dependent)
@@ -269,13 +292,17 @@ def cancel(tx: Transaction, task_ids: Iterable[str]) -> tuple[int, list[Task]]:
 
 
 def retry(tx: Transaction, task_ids: Iterable[str]) -> list[str]:
-    """Put failed or cancelled tasks, and what was not run because of them, back to work: their ids, in order."""
+    """Put tasks that did not end well back to work: their ids, in order.
+
+    With them go those that they need and that did not end well either, and what was not run because of any of these,
+    unless it needs others that did not end well.
+    """
     back: set[str] = set()
     for task_id in task_ids:
         if task_id in back:
             continue  # named twice, or back already with what it needs
         task = edit(tx, task_id)
-        if task.phase not in (FAILED, CANCELLED):
+        if task.phase not in UNWELL:
             raise RefusedError(
                 f"task {task_id} has not failed",
                 why=f"it is {queue_pb2.TaskPhase.Name(task.phase)[11:].lower()}",
@@ -284,14 +311,7 @@ def retry(tx: Transaction, task_ids: Iterable[str]) -> list[str]:
         workflow = tx.edit(Workflow, task.workflow_id)
         if workflow is None:
             continue
-        again = {task.id}
-        for other in siblings(tx, workflow):
-            if (
-                other.phase in (FAILED, CANCELLED)
-                and other.detail.startswith("not run:")
-                and again & set(other.depends_on)
-            ):
-                again.add(other.id)
+        again = _with_what_follows(tx, _with_what_it_needs(tx, task.id))
         for name in sorted(again, key=int):
             _restart(tx, edit(tx, name), workflow, again)
         back |= again
@@ -299,6 +319,33 @@ def retry(tx: Transaction, task_ids: Iterable[str]) -> list[str]:
         workflow.ClearField("finished_at")
         tx.put(workflow)
     return sorted(back, key=int)
+
+
+def _with_what_it_needs(tx: Transaction, task_id: str) -> set[str]:
+    """The task and those before it that did not end well."""
+    found, look = {task_id}, [task_id]
+    while look:
+        task = tx.get(Task, look.pop())
+        for need in task.depends_on if task is not None else ():
+            if need not in found and _phase(tx, need) in UNWELL:
+                found.add(need)
+                look.append(need)
+    return found
+
+
+def _with_what_follows(tx: Transaction, again: set[str]) -> set[str]:
+    """These tasks, and what was not run because of them only."""
+    found, look = set(again), list(again)
+    while look:
+        task = tx.get(Task, look.pop())
+        for name in task.needed_by if task is not None else ():
+            other = tx.get(Task, name)
+            if other is None or name in found or other.phase not in UNWELL or not other.detail.startswith(NOT_RUN):
+                continue
+            if all(need in found or _phase(tx, need) not in UNWELL for need in other.depends_on):
+                found.add(name)
+                look.append(name)
+    return found
 
 
 def _restart(tx: Transaction, task: Task, workflow: Workflow, again: set[str]) -> None:

@@ -101,6 +101,8 @@ class Task:
     tokens_out: int | None = None
     """Tokens generated; absent when not told."""
     tokens_in: int | None = None
+    needed_by: tuple[str, ...] = ()
+    """Task ids: those that depend on it."""
 
 
 @dataclass(frozen=True, slots=True)

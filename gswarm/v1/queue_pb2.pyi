@@ -155,6 +155,7 @@ class Task(_message.Message):
     LEASE_UNTIL_FIELD_NUMBER: _builtins.int
     TOKENS_OUT_FIELD_NUMBER: _builtins.int
     TOKENS_IN_FIELD_NUMBER: _builtins.int
+    NEEDED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Decimal, host-wide, in order of submission."""
     workflow_id: _builtins.str
@@ -209,6 +210,10 @@ class Task(_message.Message):
     def lease_until(self) -> _timestamp_pb2.Timestamp:
         """When the lease ends unless the node renews it."""
 
+    @_builtins.property
+    def needed_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Task ids: those that depend on it."""
+
     def __init__(
         self,
         *,
@@ -240,10 +245,11 @@ class Task(_message.Message):
         lease_until: _timestamp_pb2.Timestamp | None = ...,
         tokens_out: _builtins.int | None = ...,
         tokens_in: _builtins.int | None = ...,
+        needed_by: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "created_at", b"created_at", "finished_at", b"finished_at", "lease_until", b"lease_until", "ready_at", b"ready_at", "retry_at", b"retry_at", "started_at", b"started_at", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "action", b"action", "actor", b"actor", "attempt", b"attempt", "cancel", b"cancel", "created_at", b"created_at", "depends_on", b"depends_on", "detail", b"detail", "device_ids", b"device_ids", "finished_at", b"finished_at", "id", b"id", "lease_until", b"lease_until", "model", b"model", "node", b"node", "output_json", b"output_json", "params_json", b"params_json", "passed_over", b"passed_over", "phase", b"phase", "priority", b"priority", "ready_at", b"ready_at", "retries", b"retries", "retry_at", b"retry_at", "service", b"service", "started_at", b"started_at", "timeout_s", b"timeout_s", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "type", b"type", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "action", b"action", "actor", b"actor", "attempt", b"attempt", "cancel", b"cancel", "created_at", b"created_at", "depends_on", b"depends_on", "detail", b"detail", "device_ids", b"device_ids", "finished_at", b"finished_at", "id", b"id", "lease_until", b"lease_until", "model", b"model", "needed_by", b"needed_by", "node", b"node", "output_json", b"output_json", "params_json", b"params_json", "passed_over", b"passed_over", "phase", b"phase", "priority", b"priority", "ready_at", b"ready_at", "retries", b"retries", "retry_at", b"retry_at", "service", b"service", "started_at", b"started_at", "timeout_s", b"timeout_s", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "type", b"type", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tokens_in: _TypeAlias = _typing.Literal["tokens_in"]  # noqa: Y015
     _WhichOneofArgType__tokens_in: _TypeAlias = _typing.Literal["_tokens_in", b"_tokens_in"]  # noqa: Y015
