@@ -354,7 +354,7 @@ class QueueFace:
         return await act(self._swarm, list(task), workflow=list(workflow))
 
     async def retry(self, task: Sequence[str]) -> builtins.list[Task]:
-        """Put failed or cancelled tasks back to work; shows them, and what was not run because of them."""
+        """Put failed or cancelled tasks back to work, with what they need that failed; shows all that go back."""
         from gswarm.queue.actions import retry as act
 
         return await act(self._swarm, list(task))

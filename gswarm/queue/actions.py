@@ -128,9 +128,9 @@ async def cancel(
     return await send(swarm, task, workflow)
 
 
-@action("queue", "retry", key="R", effect="puts the tasks, and what was not run because of them, back to work")
+@action("queue", "retry", key="R", effect="puts the tasks, what they need that failed, and what was not run because of them, back to work")
 async def retry(swarm: Swarm, task: Annotated[list[str], Ref("task"), Doc("task ids")]) -> list[Task]:
-    """Put failed or cancelled tasks back to work; shows them, and what was not run because of them.
+    """Put failed or cancelled tasks back to work, with what they need that failed; shows all that go back.
 
     Examples:
         gswarm queue retry 4711
