@@ -128,7 +128,12 @@ async def cancel(
     return await send(swarm, task, workflow)
 
 
-@action("queue", "retry", key="R", effect="puts the tasks, what they need that failed, and what was not run because of them, back to work")
+@action(
+    "queue",
+    "retry",
+    key="R",
+    effect="puts the tasks, what they need that failed, and what was not run because of them, back to work",
+)
 async def retry(swarm: Swarm, task: Annotated[list[str], Ref("task"), Doc("task ids")]) -> list[Task]:
     """Put failed or cancelled tasks back to work, with what they need that failed; shows all that go back.
 

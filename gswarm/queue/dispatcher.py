@@ -116,8 +116,8 @@ class Dispatcher:
         for change in batch.changes:
             if change.kind == common_pb2.KIND_TASK:
                 self._task_changed(change)
-            elif isinstance(change.new or change.old, places.KINDS):
-                self.places.due = True
+            elif isinstance(what := change.new or change.old, places.KINDS):
+                self.places.changed(what)
                 self._wake.set()
                 if isinstance(change.new, Node) and change.new.phase == NODE_LEFT:
                     self._take_back(change.new.name)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from google.protobuf.message import Message
 
 from gswarm.model import operations
 from gswarm.model.backends import backend
-from gswarm.model.fitting import Offer, default_backend, fit
+from gswarm.model.backends.backend import Backend
+from gswarm.model.fitting import Fit, default_backend, fit
 from gswarm.queue.durations import History, kind_of
 from gswarm.scheduler import strategy as seam
 from gswarm.scheduler.strategy import Event
@@ -33,10 +36,20 @@ class Places:
         self._devices: dict[str, seam.Device] = {}
         self._memories: dict[int, int] = {}
         self._models: dict[str, seam.Model] = {}
+        self._fits: dict[str, tuple[Fit, int]] = {}
+        """Per model where it fits, and the bytes that it takes there, as long as no device or node changes, nor what is stored."""
+        self._moved = True
+        """Whether any of these has changed: then devices and models are looked at anew, and not servers only."""
         self.servers: dict[str, seam.Server] = {}
         self._attached: set[str] = set()
         self.due = True
         """Set when something of them may have changed."""
+
+    def changed(self, what: Message) -> None:
+        """One of `KINDS` has changed."""
+        self.due = True
+        if not isinstance(what, Service):
+            self._moved = True
 
     def knows(self, model: str) -> bool:
         """Whether the strategy has been told of a model."""
@@ -46,7 +59,7 @@ class Places:
         """Look which agents are attached: one is so only after the change that says it is published."""
         attached = {n.name for n in self._state.list(Node) if self._nodes.connected(n.name)}
         if attached != self._attached:
-            self._attached, self.due = attached, True
+            self._attached, self.due, self._moved = attached, True, True
 
     def changes(self, tasks: Iterable[Task]) -> list[Event]:
         """What is new since the last call; models are told of when one of `tasks`, those unfinished, asks for them."""
@@ -54,6 +67,22 @@ class Places:
             return []
         self.due = False
         wanted = {task.model for task in tasks if task.type == queue_pb2.TASK_TYPE_INFERENCE}
+        events, gone = self._see_devices() if self._moved else ([], [])
+        models, servers = self._find_models(wanted), self._find_servers()
+        events += [seam.ModelIs(m) for key, m in models.items() if self._models.get(key) != m]
+        events += [seam.ServerIs(s) for key, s in servers.items() if self.servers.get(key) != s]
+        for key in self.servers.keys() - servers.keys():
+            service = self._state.get(Service, key)
+            has_failed = service is not None and service.phase == models_pb2.SERVICE_PHASE_FAILED
+            events.append(seam.ServerGone(key, has_failed))
+        events += [seam.ModelGone(key) for key in self._models.keys() - models.keys()]
+        self._models, self.servers = models, servers
+        return [*events, *gone]
+
+    def _see_devices(self) -> tuple[list[Event], list[Event]]:
+        """Look at the devices that can be reached: what is new of them, and which are gone."""
+        self._moved = False
+        self._fits.clear()
         found = {
             key: d
             for key, d in self._state.items(Device)
@@ -69,46 +98,51 @@ class Places:
         )
         # What has not changed stays the object that the strategy holds: of a large cluster there are thousands.
         devices = {d.id: known if (known := self._devices.get(d.id)) == d else d for d in made}
-        models, servers = self._find_models(found, wanted), self._find_servers(found)
-        events: list[Event] = []
-        events += [seam.DeviceIs(d) for key, d in devices.items() if self._devices.get(key) != d]
-        events += [seam.ModelIs(m) for key, m in models.items() if self._models.get(key) != m]
-        events += [seam.ServerIs(s) for key, s in servers.items() if self.servers.get(key) != s]
-        for key in self.servers.keys() - servers.keys():
-            service = self._state.get(Service, key)
-            has_failed = service is not None and service.phase == models_pb2.SERVICE_PHASE_FAILED
-            events.append(seam.ServerGone(key, has_failed))
-        events += [seam.ModelGone(key) for key in self._models.keys() - models.keys()]
-        events += [seam.DeviceGone(key) for key in self._devices.keys() - devices.keys()]
-        self._devices, self._models, self.servers = devices, models, servers
-        return events
+        changed: list[Event] = [seam.DeviceIs(d) for key, d in devices.items() if self._devices.get(key) != d]
+        gone: list[Event] = [seam.DeviceGone(key) for key in self._devices.keys() - devices.keys()]
+        self._devices = devices
+        return changed, gone
 
-    def _find_models(self, devices: Mapping[str, Device], wanted: set[str]) -> dict[str, seam.Model]:
+    def _find_models(self, wanted: set[str]) -> dict[str, seam.Model]:
+        found = {}
+        for name in sorted(wanted):
+            if (model := self._state.get(Model, name)) is None:
+                continue
+            if name not in self._fits:
+                self._fits[name] = self._fit(model)
+            where, needed = self._fits[name]
+            kind = kind_of(self._state.get(Device, where.devices[0]) if where.devices else None)
+            load_s, run_s = self._history.load_time(name, kind).seconds, self._history.run(name, kind).seconds
+            found[name] = seam.Model(
+                name, needed, where.devices, round(load_s, 1), round(run_s, 2), max(1, where.width)
+            )
+        return found
+
+    def _fit(self, model: Model) -> tuple[Fit, int]:
+        """Where a model fits among the devices that can be reached, and the bytes that it takes there."""
         state = self._state
-        stored = {(p.model, p.node) for p in state.list(Placement) if p.phase == models_pb2.PLACEMENT_PHASE_STORED}
-        return {m.name: self._model(m, devices, stored) for m in state.list(Model) if m.name in wanted}
-
-    def _model(self, model: Model, devices: Mapping[str, Device], stored: set[tuple[str, str]]) -> seam.Model:
-        installed = {n.name: n.backends for n in self._state.list(Node)}
-        offers: dict[str, Offer] = {}
-        for key, device in sorted(devices.items()):
-            backends = installed.get(device.node, ())
-            chosen = backend(default_backend(backends, simulated=model.simulated))
-            if (model.name, device.node) in stored and chosen.name in backends and chosen.accepts(device.kind):
-                needed = chosen.needed_bytes(model.size_bytes)
-                offers[key] = operations.offer_of(device, device.memory_bytes, needed)
+        stored = {
+            p.node
+            for p in state.list(Placement)
+            if p.model == model.name and p.phase == models_pb2.PLACEMENT_PHASE_STORED
+        }
+        chosen: dict[str, Backend] = {}
+        for node in state.list(Node):
+            if (
+                node.name in stored
+                and (name := default_backend(node.backends, simulated=model.simulated)) in node.backends
+            ):
+                chosen[node.name] = backend(name)
+        offers = {
+            key: operations.offer_of(device, device.memory_bytes, serves.needed_bytes(model.size_bytes))
+            for key, device in sorted(state.items(Device))
+            if key in self._devices and (serves := chosen.get(device.node)) is not None and serves.accepts(device.kind)
+        }
         found = fit(offers.values())
-        kind = kind_of(devices[found.devices[0]] if found.devices else None)
-        return seam.Model(
-            model.name,
-            max((offers[key].needed for key in found.devices), default=model.size_bytes),
-            found.devices,
-            round(self._history.load_time(model.name, kind).seconds, 1),
-            round(self._history.run(model.name, kind).seconds, 2),
-            max(1, found.width),
-        )
+        return found, max((offers[key].needed for key in found.devices), default=model.size_bytes)
 
-    def _find_servers(self, devices: Mapping[str, Device]) -> dict[str, seam.Server]:
+    def _find_servers(self) -> dict[str, seam.Server]:
+        devices = self._devices
         sizes = {(m.name, v.version): v.size_bytes for m in self._state.list(Model) for v in m.versions}
         return {
             s.name: seam.Server(
