@@ -39,7 +39,6 @@ What it knows is kept in `intake.py`, where models go is decided in `placing.py`
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 from gswarm.scheduler.strategies.intake import FOREVER
@@ -234,12 +233,12 @@ class Online(Placing):
             # A switch is charged to the first task it serves and may not begin before that is known: take one that was.
             aside: list[tuple[int, float, int, Task]] = []
             while entry is not None and entry[3].arrived > copy.began and len(aside) < LOOKED_AT:
-                aside.append(heapq.heappop(line.heap))
+                aside.append(line.queue.pop())
                 entry = line.top()
             if entry is not None and entry[3].arrived <= copy.began:
                 task = entry[3]
             for put_back in aside:
-                heapq.heappush(line.heap, put_back)
+                line.queue.push(put_back)
         return task
 
     def _in_time(self, line: Line) -> tuple[int, float, int, Task]:
@@ -250,7 +249,7 @@ class Online(Placing):
             task = entry[3]
             if self._now + (line.run_s if task.run_s is None else task.run_s) <= task.due:
                 return entry
-            heapq.heappop(line.heap)
+            line.queue.pop()
             task.due = FOREVER
             line.push(task, self._order(task))
 
