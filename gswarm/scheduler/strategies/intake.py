@@ -64,7 +64,8 @@ class Intake:
 
     def take_in(self, now: float, events: Iterable[Event]) -> bool:
         """Note what happened; whether models or servers have changed."""
-        self._now = max(now, self._now)
+        if now > self._now:
+            self._now = now
         told: list[Task] = []
         for event in events:
             if isinstance(event, Completed):
