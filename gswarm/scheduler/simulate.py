@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ import numpy as np
 from gswarm.scheduler import critical
 from gswarm.scheduler.holding import Holding, Placed
 from gswarm.scheduler.plan import Plan, from_columns
-from gswarm.scheduler.problem import Problem
+from gswarm.scheduler.problem import Floats, Ints, Problem
 from gswarm.scheduler.sizing import Sized, mix_of
 from gswarm.scheduler.strategy import (
     Arrived,
@@ -105,19 +106,18 @@ class Simulation:
         self._noise = noise
         told = problem.seconds
         real = told * (1 + noise * self._rng.uniform(-1, 1, problem.tasks)) if noise else told
-        self._told: list[float] = told.tolist()
-        self._real: list[float] = real.tolist()
-        self._model: list[int] = problem.model.tolist()
-        self._request: list[int] = problem.request_column().tolist()
-        self._release: list[float] = problem.release.tolist()
-        self._succ_first: list[int] = problem.succ_first.tolist()
-        self._succs: list[int] = problem.succs.tolist()
-        self._pred_first: list[int] = problem.pred_first.tolist()
-        self._preds: list[int] = problem.preds.tolist()
-        self._missing: list[int] = np.diff(problem.pred_first).tolist()
+        self._told = _floats(told)
+        self._real = _floats(real) if noise else self._told
+        self._model = _ints(problem.model)
+        self._request = _ints(problem.request_column())
+        self._release = _floats(problem.release)
+        self._succ_first, self._succs = _ints(problem.succ_first), _ints(problem.succs)
+        self._pred_first, self._preds = _ints(problem.pred_first), _ints(problem.preds)
+        self._missing = _ints(np.diff(problem.pred_first))
         tasks = problem.tasks
         self._where: list[tuple[int, ...]] = [()] * tasks
-        self._start, self._end, self._switch = [-1.0] * tasks, [-1.0] * tasks, [0.0] * tasks
+        self._start, self._end = array("d", [-1.0]) * tasks, array("d", [-1.0]) * tasks
+        self._switch = array("d", [0.0]) * tasks
         self._done = bytearray(tasks)
         self._told_of = bytearray(tasks)
         self._models = {m.id: n for n, m in enumerate(problem.models)}
@@ -128,7 +128,8 @@ class Simulation:
         self._holding = Holding(problem)
         self._on: list[Placed | None] = [None] * tasks
         """Where each task runs or ran."""
-        self._due: list[float] | None = _latest_ends(problem)
+        self._due = None if problem.deadline is None else _floats(critical.latest_ends(problem))
+        """When each task has to end so that what follows it can be in time; None: there are no deadlines."""
         self._heap: list[tuple[float, int, int, Event]] = []
         """Time, number, task or -1, event."""
         self._seq = 0
@@ -139,7 +140,7 @@ class Simulation:
         """Run to the end. Raises SimulationError."""
         if isinstance(self.strategy, Sized):
             self.strategy.size_to(mix_of(self.problem))
-        order = np.argsort(self.problem.release, kind="stable").tolist()
+        order = _ints(np.argsort(self.problem.release, kind="stable"))
         release, heap, strategy = self._release, self._heap, self.strategy
         now, coming, tasks, idle = 0.0, 0, len(order), 0
         events = self._setting()
@@ -375,12 +376,13 @@ class Simulation:
         return Server(placed.id, m.id, tuple(map(str, placed.gpus)), memory, 1, ready=ready, ours=True)
 
 
-def _latest_ends(problem: Problem) -> list[float] | None:
-    """When each task has to end so that what follows it can be in time; None: there are no deadlines."""
-    if problem.deadline is None:
-        return None
-    due: list[float] = critical.latest_ends(problem).tolist()
-    return due
+def _floats(column: Floats) -> array[float]:
+    # Not a list: Python's search for garbage would look at each number of it, again and again.
+    return array("d", column.astype(np.float64).tobytes())
+
+
+def _ints(column: Ints) -> array[int]:
+    return array("q", column.astype(np.int64).tobytes())
 
 
 def perturbed(problem: Problem, plan: Plan) -> Problem:

@@ -47,6 +47,7 @@ class Intake:
         self._turns: Turns[Task] = Turns()
         self._tasks: dict[str, Task] = {}
         self._waiters: dict[str, list[Task]] = {}
+        """Those that wait for a task that is not known (yet), by its name; else the task has them."""
         self._adopted: dict[str, list[Task]] = {}
         """Running on servers that are not known yet."""
         self._waiting: dict[str, Line] = {}
@@ -63,7 +64,8 @@ class Intake:
 
     def take_in(self, now: float, events: Iterable[Event]) -> bool:
         """Note what happened; whether models or servers have changed."""
-        self._now = max(now, self._now)
+        if now > self._now:
+            self._now = now
         told: list[Task] = []
         for event in events:
             if isinstance(event, Completed):
@@ -85,7 +87,7 @@ class Intake:
     def _line_up(self, told: list[Task]) -> None:
         """New tasks, last first: what waits for a task is told after it, so that all that follows it is known by then."""
         for task in reversed(told):
-            waiters = self._waiters.get(task.id)
+            waiters = task.waiters
             if waiters is None:
                 continue
             longest = 0.0
@@ -118,8 +120,7 @@ class Intake:
                 known.rank = job.rank
                 return
             self._forget(known)
-        task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s, job.deadline)
-        self._tasks[job.id] = task
+        task = self._new(job, line)
         task.is_alone = not job.request
         told.append(task)
         seconds = line.run_s if job.run_s is None else job.run_s
@@ -135,14 +136,23 @@ class Intake:
             self._blocked[line.name] = line
             task.missing = len(job.needs)
             for need in job.needs:
-                waiters = self._waiters.get(need)
-                if waiters is None:
-                    self._waiters[need] = [task]
+                needed = self._tasks.get(need)
+                if needed is None:
+                    self._waiters.setdefault(need, []).append(task)
+                elif needed.waiters is None:
+                    needed.waiters = [task]
                 else:
-                    waiters.append(task)
+                    needed.waiters.append(task)
         else:
             task.is_root = True
             task.state = TOLD
+
+    def _new(self, job: Job, line: Line) -> Task:
+        task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s, job.deadline)
+        self._tasks[job.id] = task
+        if self._waiters:
+            task.waiters = self._waiters.pop(job.id, None)
+        return task
 
     def _order(self, task: Task) -> float:
         if task.due < FOREVER:
@@ -175,12 +185,14 @@ class Intake:
         self._turns.leave(task)
         line.ready.take(task.run_s)
         if not line.ready.count:
-            line.heap.clear()
+            line.queue.clear()
             self._waiting.pop(line.name, None)
 
     def _forget(self, task: Task) -> None:
         """It will not run now."""
         del self._tasks[task.id]
+        if task.waiters is not None:
+            self._waiters[task.id] = task.waiters
         if task.state == READY:
             self._unready(task, GONE)
         elif task.state == RUNNING:
@@ -223,7 +235,9 @@ class Intake:
             elif task.state == BLOCKED:
                 self._unblock(task)
             task.state = GONE
-        waiters = self._waiters.pop(job, None)
+            waiters = task.waiters
+        else:
+            waiters = self._waiters.pop(job, None)
         if waiters is not None:
             for waiter in waiters:
                 waiter.missing -= 1
@@ -278,8 +292,7 @@ class Intake:
     def _adopt(self, job: Job, server: str) -> None:
         if (known := self._tasks.get(job.id)) is not None:
             self._forget(known)
-        task = Task(job.id, self._fleet.line(job.model), job.rank, job.run_s, self._now, job.waited_s, job.deadline)
-        self._tasks[job.id] = task
+        task = self._new(job, self._fleet.line(job.model))
         task.state, task.server = RUNNING, server
         copy = self._fleet.copies.get(server)
         if copy is None:

@@ -39,7 +39,6 @@ What it knows is kept in `intake.py`, where models go is decided in `placing.py`
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 from gswarm.scheduler.strategies.intake import FOREVER
@@ -100,8 +99,9 @@ class Online(Placing):
         if self.take_in(now, events):
             self._by_loads = None
         if self._waiting:
-            self._limit = self.max_passed
-            self._press()
+            self._limit = limit = self.max_passed
+            if self._is_stopped or 2 * self._turns.most_passed >= limit or self.wait_bound_s < FOREVER:
+                self._press()
             if not self._is_stopped:
                 if self._ranks_differ:
                     self._outrank()
@@ -207,7 +207,7 @@ class Online(Placing):
                 self._is_stopped = True
                 return False
         if task is None:
-            task = self._next_of(line, copy)
+            task = self._take_next(line, copy)
         why = self._why(task, copy) if self.reasons else ""
         passed_over = turns.passed(task)
         self._unready(task, RUNNING)
@@ -223,24 +223,27 @@ class Online(Placing):
         self._fleet.out.append(Start(task.id, copy.server.id, passed_over, why))
         return True
 
-    def _next_of(self, line: Line, copy: Copy) -> Task:
+    def _take_next(self, line: Line, copy: Copy) -> Task:
+        """The next to start there, out of the queue."""
         entry = line.top()
         assert entry is not None
-        task = entry[3]
-        if task.due < FOREVER:
+        if entry[3].due < FOREVER:
             entry = self._in_time(line)
-            task = entry[3]
-        if not copy.served and task.arrived > copy.began:
-            # A switch is charged to the first task it serves and may not begin before that is known: take one that was.
-            aside: list[tuple[int, float, int, Task]] = []
-            while entry is not None and entry[3].arrived > copy.began and len(aside) < LOOKED_AT:
-                aside.append(heapq.heappop(line.heap))
-                entry = line.top()
-            if entry is not None and entry[3].arrived <= copy.began:
-                task = entry[3]
-            for put_back in aside:
-                heapq.heappush(line.heap, put_back)
-        return task
+        if copy.served or entry[3].arrived <= copy.began:
+            return line.queue.pop()[3]
+        # A switch is charged to the first task it serves and may not begin before that is known: take one that was.
+        aside: list[tuple[int, float, int, Task]] = []
+        found: tuple[int, float, int, Task] | None = entry
+        while found is not None and found[3].arrived > copy.began and len(aside) < LOOKED_AT:
+            aside.append(line.queue.pop())
+            found = line.top()
+        if found is not None and found[3].arrived <= copy.began:
+            entry = line.queue.pop()
+        else:
+            del aside[0]
+        for put_back in aside:
+            line.queue.push(put_back)
+        return entry[3]
 
     def _in_time(self, line: Line) -> tuple[int, float, int, Task]:
         """The next that can meet its deadline or has none; one that cannot any more is like those that have none."""
@@ -250,7 +253,7 @@ class Online(Placing):
             task = entry[3]
             if self._now + (line.run_s if task.run_s is None else task.run_s) <= task.due:
                 return entry
-            heapq.heappop(line.heap)
+            line.queue.pop()
             task.due = FOREVER
             line.push(task, self._order(task))
 

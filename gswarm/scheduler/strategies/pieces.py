@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import defaultdict
 from collections.abc import Iterable
 from enum import IntEnum
@@ -10,6 +9,7 @@ from itertools import islice
 
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S
 from gswarm.scheduler.strategies.memory import BYTES_PER_GB
+from gswarm.scheduler.strategies.ranked import Ranked
 from gswarm.scheduler.strategy import Device, Model, Server
 
 BLOCKED_PART = 0.5
@@ -48,6 +48,7 @@ class Task:
         "since",
         "state",
         "tail_s",
+        "waiters",
     )
 
     def __init__(
@@ -62,6 +63,8 @@ class Task:
         """Whether it waits for no other; whether it is part of no request, so that it counts from when it could run."""
         self.tail_s = 0.0
         """The longest path of what waits for it, with a switch for each change of model."""
+        self.waiters: list[Task] | None = None
+        """Those that wait for it."""
         self.server = ""
         self.state = BLOCKED
 
@@ -99,7 +102,7 @@ class Line:
     """A model: its ready tasks, and its servers."""
 
     __slots__ = (
-        "blocked", "coming", "copies", "demand", "devices", "heap", "model", "moves", "name", "open", "parked", "ready", "run_s",
+        "blocked", "coming", "copies", "demand", "devices", "model", "moves", "name", "open", "parked", "queue", "ready", "run_s",
         "slots", "switch_s", "width",
     )  # fmt: skip
 
@@ -109,7 +112,7 @@ class Line:
         self.devices: frozenset[str] = frozenset()
         """That it could be loaded on now."""
         self.width, self.switch_s, self.run_s = 1, 0.0, 0.0
-        self.heap: list[tuple[int, float, int, Task]] = []
+        self.queue: Ranked[Task] = Ranked()
         """Ready tasks by rank, then order; those that are ready no more, or have another rank now, are skipped."""
         self.ready, self.blocked = Pile(), Pile()
         """Tasks that could run, and those that wait for others."""
@@ -170,7 +173,7 @@ class Line:
         return None
 
     def push(self, task: Task, order: float) -> None:
-        heapq.heappush(self.heap, (-task.rank, order, task.number, task))
+        self.queue.push((-task.rank, order, task.number, task))
 
     def rank(self) -> int:
         """The highest priority of its ready tasks; 0: there are none."""
@@ -179,13 +182,12 @@ class Line:
 
     def top(self) -> tuple[int, float, int, Task] | None:
         """The next in order."""
-        heap = self.heap
-        while heap:
-            entry = heap[0]
+        queue = self.queue
+        while (entry := queue.top()) is not None:
             task = entry[3]
             if task.state == READY and task.rank == -entry[0]:
                 return entry
-            heapq.heappop(heap)
+            queue.pop()
         return None
 
 

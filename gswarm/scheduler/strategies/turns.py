@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Generic, Protocol, TypeVar
 
 PASSES_PER_GPU, PASSES_PER_WAITING = 64, 2
@@ -11,8 +10,10 @@ PASSES_PER_GPU, PASSES_PER_WAITING = 64, 2
 Were it less than the line is long, all of a long line would have been passed over so often before its turn comes, and
 first come, first served would be all that is left.
 """
-BLOCK = 1024
-"""Numbers whose leavings are summed up together."""
+BLOCK, GROUP = 1024, 16
+"""Numbers whose leavings are summed up together; blocks whose sums are."""
+KEPT = BLOCK * GROUP
+"""Numbers below that of the oldest one that are kept before they are forgotten all at once."""
 
 
 class Numbered(Protocol):
@@ -30,17 +31,20 @@ class Turns(Generic[T]):
 
     A job is passed over once for each job with a higher number that leaves the line before it. Numbers below that of
     the oldest one in line have all left, so its passes are a subtraction; others take a sum over blocks of numbers.
+    A job that has left is let go of at once, however long an older one stays.
     The oldest one is passed over most: whoever passes over another one has a higher number than the oldest one too.
     """
 
     def __init__(self) -> None:
-        self._line: deque[T] = deque()
-        """Those in line, and some that have left."""
+        self._line: list[T | None] = []
+        """By number less `_offset`, as the next: who is in line; None: has left."""
         self._left = bytearray()
-        """By number less `_offset`: whether it has left."""
+        """Whether it has left."""
         self._blocks: list[int] = []
-        """How many have left, per block of numbers."""
-        self._offset = 0
+        self._groups: list[int] = []
+        """How many have left, per block and per group of numbers."""
+        self._offset = self._first = 0
+        """The first number that is kept; that of the oldest one in line, or the next one where no one is."""
         self._count_left = 0
         self.longest = 0
         """The most that were in line at once since it was last empty."""
@@ -55,29 +59,33 @@ class Turns(Generic[T]):
         if waiting > self.longest:
             self.longest = waiting
         left = self._left
-        left.append(0)
-        if len(left) > len(self._blocks) * BLOCK:
+        if not len(left) % BLOCK:
             self._blocks.append(0)
+            if not len(left) % KEPT:
+                self._groups.append(0)
+        left.append(0)
 
     def leave(self, job: T) -> None:
         """It starts, or is taken away."""
-        at = job.number - self._offset
+        number = job.number
+        at = number - self._offset
         left = self._left
         left[at] = 1
+        self._line[at] = None
         self._blocks[at // BLOCK] += 1
+        self._groups[at // KEPT] += 1
         self._count_left += 1
-        line = self._line
-        if line[0] is job:
-            offset = self._offset
-            line.popleft()
-            while line and left[line[0].number - offset]:
-                line.popleft()
-            blocks = ((line[0].number if line else self._next) - offset) // BLOCK
-            if not line:
+        if number == self._first:
+            at = left.find(0, at)
+            if at < 0:
+                at = len(left)
                 self.longest = 0
-            if blocks >= 16:
-                del left[: blocks * BLOCK], self._blocks[:blocks]
-                self._offset += blocks * BLOCK
+            self._first = self._offset + at
+            if at >= KEPT:
+                groups = at // KEPT
+                del left[: groups * KEPT], self._line[: groups * KEPT]
+                del self._blocks[: groups * GROUP], self._groups[:groups]
+                self._offset += groups * KEPT
 
     def allowed(self, gpus: int, least: int = 0) -> int:
         """How often a job may be passed over unless told otherwise."""
@@ -86,19 +94,21 @@ class Turns(Generic[T]):
     @property
     def oldest(self) -> T | None:
         """Who is ready longest."""
-        return self._line[0] if self._line else None
+        return self._line[self._first - self._offset] if self._first < self._next else None
 
     @property
     def most_passed(self) -> int:
         """How often the oldest one was passed over, and so the most that any one was; 0 when no one is in line."""
-        return self._count_left - self._line[0].number if self._line else 0
+        return self._count_left - self._first
 
     def passed(self, job: T) -> int:
         """How often it was passed over."""
-        line = self._line
-        if line and line[0] is job:
-            return self._count_left - job.number
-        at = job.number - self._offset
-        block = at // BLOCK
-        below = self._offset + sum(self._blocks[:block]) + self._left.count(1, block * BLOCK, at)
+        number = job.number
+        if number == self._first:
+            return self._count_left - number
+        at = number - self._offset
+        block, group = at // BLOCK, at // KEPT
+        below = self._offset + self._left.count(1, block * BLOCK, at)
+        if block:
+            below += sum(self._groups[:group]) + sum(self._blocks[group * GROUP : block])
         return self._count_left - below
