@@ -16,10 +16,12 @@ from gswarm.host.store import Store
 from gswarm.host.transaction import Transaction
 from gswarm.queue import transitions
 from gswarm.queue.dispatcher import Dispatcher
+from gswarm.queue.plan import frozen
 from gswarm.queue.transitions import BACKOFF, DONE, FAILED, READY, RUNNING, WAITING
-from gswarm.queue.workflow import build
+from gswarm.queue.workflow import MAX_ACTIONS, build
 from gswarm.scheduler.strategies.online import Online
 from gswarm.scheduler.strategies.pieces import State
+from gswarm.scheduler.strategy import Arrived, Device, DeviceIs, Event, Job, Model, ModelIs, Server, ServerIs
 from gswarm.v1 import queue_pb2
 from gswarm.v1.queue_pb2 import Task
 
@@ -113,3 +115,17 @@ def test_the_strategy_knows_of_tasks_what_the_state_says(
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(lives([("submit", 0, flow) for flow in first] + steps, Path(directory)))
+
+
+def test_a_chain_as_long_as_a_workflow_may_be_is_planned() -> None:
+    """The plan runs a copy of the strategy ahead, and copying must not go down the chain."""
+    strategy = Online(load_ahead=False)
+    told: list[Event] = [
+        DeviceIs(Device("d", 80 << 30)), ModelIs(Model("m", 1 << 30, ("d",), load_s=10.0, run_s=1.0)),
+        *(Arrived(Job(str(n), "m", needs=frozenset([str(n - 1)] if n else []))) for n in range(MAX_ACTIONS)),
+    ]  # fmt: skip
+    strategy.handle(0.0, told)
+    copied = frozen(strategy)()
+    assert copied is not strategy
+    server = Server("s", "m", ("d",), slots=1, ours=True, ready=True)
+    assert copied.handle(0.0, [ServerIs(server)]) == strategy.handle(0.0, [ServerIs(server)])

@@ -47,7 +47,7 @@ class Intake:
         self._turns: Turns[Task] = Turns()
         self._tasks: dict[str, Task] = {}
         self._waiters: dict[str, list[Task]] = {}
-        """Those that wait for a task that is not known (yet), by its name; else the task has them."""
+        """Those that wait for a task, by its name. Not in the task: copying a long chain would take as deep a stack."""
         self._adopted: dict[str, list[Task]] = {}
         """Running on servers that are not known yet."""
         self._waiting: dict[str, Line] = {}
@@ -87,7 +87,7 @@ class Intake:
     def _line_up(self, told: list[Task]) -> None:
         """New tasks, last first: what waits for a task is told after it, so that all that follows it is known by then."""
         for task in reversed(told):
-            waiters = task.waiters
+            waiters = self._waiters.get(task.id)
             if waiters is None:
                 continue
             longest = 0.0
@@ -136,13 +136,11 @@ class Intake:
             self._blocked[line.name] = line
             task.missing = len(job.needs)
             for need in job.needs:
-                needed = self._tasks.get(need)
-                if needed is None:
-                    self._waiters.setdefault(need, []).append(task)
-                elif needed.waiters is None:
-                    needed.waiters = [task]
+                waiters = self._waiters.get(need)
+                if waiters is None:
+                    self._waiters[need] = [task]
                 else:
-                    needed.waiters.append(task)
+                    waiters.append(task)
         else:
             task.is_root = True
             task.state = TOLD
@@ -150,8 +148,6 @@ class Intake:
     def _new(self, job: Job, line: Line) -> Task:
         task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s, job.deadline)
         self._tasks[job.id] = task
-        if self._waiters:
-            task.waiters = self._waiters.pop(job.id, None)
         return task
 
     def _order(self, task: Task) -> float:
@@ -191,8 +187,6 @@ class Intake:
     def _forget(self, task: Task) -> None:
         """It will not run now."""
         del self._tasks[task.id]
-        if task.waiters is not None:
-            self._waiters[task.id] = task.waiters
         if task.state == READY:
             self._unready(task, GONE)
         elif task.state == RUNNING:
@@ -235,9 +229,7 @@ class Intake:
             elif task.state == BLOCKED:
                 self._unblock(task)
             task.state = GONE
-            waiters = task.waiters
-        else:
-            waiters = self._waiters.pop(job, None)
+        waiters = self._waiters.pop(job, None)
         if waiters is not None:
             for waiter in waiters:
                 waiter.missing -= 1

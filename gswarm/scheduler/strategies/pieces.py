@@ -48,7 +48,6 @@ class Task:
         "since",
         "state",
         "tail_s",
-        "waiters",
     )
 
     def __init__(
@@ -63,8 +62,6 @@ class Task:
         """Whether it waits for no other; whether it is part of no request, so that it counts from when it could run."""
         self.tail_s = 0.0
         """The longest path of what waits for it, with a switch for each change of model."""
-        self.waiters: list[Task] | None = None
-        """Those that wait for it."""
         self.server = ""
         self.state = BLOCKED
 
