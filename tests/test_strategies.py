@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gswarm.scheduler.bound import lower_bound
@@ -15,6 +17,10 @@ from gswarm.scheduler.problem import Model, Node, Problem, Request, build
 from gswarm.scheduler.simulate import perturbed, simulate
 from gswarm.scheduler.sizing import Sized
 from gswarm.scheduler.strategies import create, names, offline
+from gswarm.scheduler.strategies.batching import Pass
+from gswarm.scheduler.strategies.instance import Instance
+from gswarm.scheduler.strategies.mirrored import MirroredPass, is_reversible
+from gswarm.scheduler.strategies.policy import GREEDY, drawn
 from gswarm.scheduler.validate import validate
 from tests.support.scheduling import problems
 
@@ -166,6 +172,47 @@ def test_a_search_is_never_worse_than_no_search_and_the_same_each_time(problem: 
     searched = offline.plan(problem, iterations=iterations, seed=1)
     assert float(searched.end.max()) <= float(greedy.end.max()) + CLOSE_S
     assert same(searched, offline.plan(problem, iterations=iterations, seed=1))
+
+
+@given(problems(arrivals=False, max_tasks=40, max_gpus=8), st.integers(0, 1000))
+@settings(max_examples=150, deadline=None)
+def test_a_pass_from_the_end_gives_a_valid_plan_of_the_makespan_it_says(problem: Problem, seed: int) -> None:
+    assume(is_reversible(problem))
+    made = MirroredPass(Instance(problem).mirrored(), drawn(Random(seed)))
+    ends = made.run()
+    plan = made.plan()
+    assert faults(problem, plan, online=False) == []
+    assert float(plan.end.max()) == ends
+
+
+@given(problems(arrivals=False, max_tasks=40, max_gpus=8), st.integers(0, 1000), st.floats(0.5, 1.5))
+@settings(max_examples=80, deadline=None)
+def test_a_pass_from_the_end_that_may_stop_early_gives_the_same_or_no_less(
+    problem: Problem, seed: int, part: float
+) -> None:
+    assume(is_reversible(problem))
+    instance, policy = Instance(problem).mirrored(), drawn(Random(seed))
+    whole = MirroredPass(instance, policy).run()
+    stop = part * whole
+    stopped = MirroredPass(instance, policy).run(stop)
+    assert stopped == whole or stopped >= stop
+
+
+@given(problems(arrivals=False, max_tasks=40, max_gpus=8))
+@settings(max_examples=60, deadline=None)
+def test_greedy_is_never_worse_for_passes_from_the_end(problem: Problem) -> None:
+    instance = Instance(problem)
+    forwards = [Pass(instance, policy).run() for policy in GREEDY]
+    assert float(offline.plan(problem).end.max()) <= max(min(forwards), offline.ENOUGH * instance.target)
+
+
+@given(problems(optional=True, tiers=True))
+@settings(max_examples=40, deadline=None)
+def test_what_is_there_at_the_start_is_not_planned_from_the_end(problem: Problem) -> None:
+    told = (problem.placements, problem.running, problem.shared, problem.host_memory_gb, problem.deadline is not None)
+    unlike = {(gpu.memory_gb, gpu.speed, gpu.free_at) for gpu in problem.gpus}
+    if any(told) or len(unlike) > 1:
+        assert not is_reversible(problem)
 
 
 def test_tasks_go_first_that_a_loaded_model_waits_for() -> None:

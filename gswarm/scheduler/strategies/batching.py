@@ -63,7 +63,7 @@ class Pass:
         """Model of each placement."""
         self._sets: list[tuple[int, ...]] = []
         self._free: list[float] = []
-        """When each placement is loaded."""
+        """When each placement is loaded, then when its last task ends."""
         self._switch: list[float] = []
         """Load that its next task is charged."""
         self._before: list[list[int]] = []
@@ -75,6 +75,10 @@ class Pass:
         self._loads = 0
         self._has_lost = False
         """Whether it cannot end before `stop`."""
+        self._owed = 0.0
+        """GPU-seconds that what is loaded takes after its tasks: none, but where time is reversed."""
+        self._tail = [0.0] * count
+        """Per model, for how long before the end none of its tasks runs."""
         self._refused: set[int] = set()
         """Models that cannot be loaded ahead now."""
         self._loading: list[list[float]] = [[] for _ in range(count)]
@@ -138,6 +142,7 @@ class Pass:
                 start_s[task], end_s[task], where[task] = start, end, placement
                 switch_s[task] = switch[placement]
             switch[placement] = 0.0
+            free[placement] = end
             used[placement] = True
             heappush(events, (end, task, placement))
 
@@ -281,7 +286,7 @@ class Pass:
         # Ahead of ready tasks only while something runs, on GPUs that nothing needs.
         bare = len(self._bare) if policy.prefetch and self._events else 0
         refused, idle_gpus, gpus = self._refused, self._idle_gpus, len(self._last)
-        candidates, narrowest, rest = [], gpus + 1, 0.0
+        candidates, narrowest, rest = [], gpus + 1, self._owed
         for m, k in enumerate(width):
             left = left_s[m]
             rest += left * k
@@ -319,7 +324,7 @@ class Pass:
         ready, copies, policy = self._ready_s[m], self._copies[m], self._policy
         load, frees, now = self._instance.load[m], self._loading[m], self._now
         left = self._left_s[m] + (sum(frees) - now * len(frees) if frees else 0.0)
-        short = left - copies * (target - now)
+        short = left - copies * max(target - now - self._tail[m], 0.0)
         if copies:
             if load * copies >= left:
                 return 0.0

@@ -8,7 +8,7 @@ import numpy as np
 
 from gswarm.scheduler import critical
 from gswarm.scheduler.bound import rough_bound
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Ints, Problem
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Ints, Problem, replace
 
 NOTHING = 1e-9
 """Seconds of work that count as none, for sums of floats."""
@@ -48,19 +48,28 @@ class Instance:
         self.succ_first: list[int] = problem.succ_first.tolist()
         self.succs: list[int] = problem.succs.tolist()
         self.work: list[float] = np.bincount(problem.model, weights=problem.seconds, minlength=len(models)).tolist()
-        self._order = critical.levels(problem)
-        self.target = rough_bound(problem, self._order)
+        self.levels = critical.levels(problem)
+        self.target = rough_bound(problem, self.levels)
         """When all could be done, about."""
         self.uniform = len(set(problem.gpus)) == 1
         self._orders: dict[tuple[float, ...], Order] = {}
         self.unlocks = self._unlocks()
         """Per model: GPU-seconds that follow a GPU-second of it, that one counted."""
+        self._mirrored: Instance | None = None
+
+    def mirrored(self) -> Instance:
+        """The same with time reversed: each task waits for its successors. Made once."""
+        if self._mirrored is None:
+            p = self.problem
+            ways = {"pred_first": p.succ_first, "preds": p.succs, "succ_first": p.pred_first, "succs": p.preds}
+            self._mirrored = Instance(replace(p, **ways))
+        return self._mirrored
 
     def _unlocks(self) -> list[float]:
         problem, count = self.problem, len(self.width)
         seconds = problem.seconds * np.asarray(self.width)[problem.model]
         work = np.bincount(problem.model, weights=seconds, minlength=count)
-        total = np.bincount(problem.model, weights=critical.shares(problem, seconds, self._order), minlength=count)
+        total = np.bincount(problem.model, weights=critical.shares(problem, seconds, self.levels), minlength=count)
         found: list[float] = np.where(work > NOTHING, total / np.maximum(work, NOTHING), 1.0).tolist()
         return found
 
@@ -71,7 +80,7 @@ class Instance:
             if urgency:
                 seconds = seconds * np.asarray(urgency)[self.problem.model]
             switch = SWITCH * np.asarray(self.load)
-            follows = critical.tails(self.problem, seconds, self._order, switch) + seconds
+            follows = critical.tails(self.problem, seconds, self.levels, switch) + seconds
             if len(follows) > MANY:
                 # Near ties go by number: neighbours in memory are then taken together, twice as fast at a million.
                 follows = np.ceil(follows * (STEPS / max(float(follows.max()), NOTHING)))

@@ -5,6 +5,9 @@ placement does before its GPUs go to another model) and runs the pass again, whi
 every plan it meets is valid by construction. It is seeded; with `iterations` given instead of `seconds` it is
 deterministic. Annealing after Kirkpatrick, Gelatt, Vecchi, "Optimization by simulated annealing", Science 220 (1983), with
 the threshold rule of Dueck and Scheuer, "Threshold accepting", Journal of Computational Physics 90 (1990).
+
+Some problems are far easier from their end (`mirrored`), so a few policies are tried that way too, and searched on from
+where they are best.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from gswarm.scheduler.problem import replace as replaced
 from gswarm.scheduler.strategies import crowding
 from gswarm.scheduler.strategies.batching import Pass
 from gswarm.scheduler.strategies.instance import MANY, Instance
-from gswarm.scheduler.strategies.policy import GREEDY, Policy, drawn, mutated
+from gswarm.scheduler.strategies.mirrored import MirroredPass, is_reversible
+from gswarm.scheduler.strategies.policy import GREEDY, MIRRORED, Policy, drawn, mutated
 from gswarm.scheduler.strategies.sleeping import SleepingPass
 
 NAME = "offline"
@@ -34,6 +38,8 @@ PRICE = 0.01
 RETURN_AFTER = 400
 """Refused policies in a row after which the search goes back to the best one or to another start."""
 DRAWN, STARTS = 48, 4
+FEW = 5_000
+"""Up to so many tasks, policies are tried from the end too."""
 
 
 def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: int = 0) -> Plan:
@@ -67,7 +73,7 @@ def _batched(problem: Problem, seconds: float, iterations: int, seed: int) -> Pl
     if seconds or iterations:
         policies: tuple[Policy, ...] = (search(instance, seconds=seconds, iterations=iterations, seed=seed),)
     else:
-        policies = GREEDY if problem.tasks <= MANY else GREEDY[:2]
+        policies = (GREEDY if problem.tasks <= MANY else GREEDY[:2]) + _mirrored(problem)
     best, makespan = None, math.inf
     for policy in policies:
         if makespan <= ENOUGH * instance.target:
@@ -95,14 +101,21 @@ def _in_time(problem: Problem, plan: Plan, policies: Sequence[Policy], makespan:
 
 
 def _pass(instance: Instance, policy: Policy, *, keep: bool = False) -> Pass:
+    if policy.mirrored:
+        return MirroredPass(instance.mirrored(), policy)
     kind = SleepingPass if instance.problem.host_memory_gb else Pass
     return kind(instance, policy, keep=keep)
+
+
+def _mirrored(problem: Problem) -> tuple[Policy, ...]:
+    return MIRRORED if problem.tasks <= FEW and is_reversible(problem) else ()
 
 
 def search(instance: Instance, *, seconds: float, iterations: int, seed: int) -> Policy:
     """The best policy found."""
     began = time.monotonic()
-    tried = sorted(((_pass(instance, p).run(), n, p) for n, p in enumerate(GREEDY)), key=lambda t: t[:2])
+    policies = GREEDY + _mirrored(instance.problem)
+    tried = sorted(((_pass(instance, p).run(), n, p) for n, p in enumerate(policies)), key=lambda t: t[:2])
     passes = 0
 
     def progress() -> float:
@@ -112,7 +125,7 @@ def search(instance: Instance, *, seconds: float, iterations: int, seed: int) ->
     if not instance.model:
         return policy
     random = Random(seed)
-    for n in range(len(GREEDY), len(GREEDY) + DRAWN):
+    for n in range(len(policies), len(policies) + DRAWN):
         if progress() >= 0.2:
             break
         start = drawn(random)

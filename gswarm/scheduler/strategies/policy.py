@@ -47,6 +47,8 @@ class Policy:
     """The n-th load is of this model, if it can be."""
     quotas: Mapping[int, float] = field(default_factory=dict)
     """The n-th placement is given up after this much work."""
+    mirrored: bool = False
+    """From the end of the plan on, see `mirrored`."""
 
 
 GREEDY = (
@@ -56,6 +58,8 @@ GREEDY = (
     Policy(shortfall=0.25, slack=0.8, spread=1.0, idle=0.8, future=0.6, patience=2.0, reload=1.0, headroom=1.15),
 )
 """What `seconds=0` tries, chosen together for what they reach together; the first two are the best on large problems."""
+MIRRORED = tuple(replace(policy, mirrored=True) for policy in GREEDY[2:])
+"""Tried after these: what adds most to them."""
 
 
 def drawn(random: Random) -> Policy:
