@@ -5,7 +5,8 @@ saturated; `--samples DIR` adds the files there (NAME_config.json with NAME_requ
 Every plan is validated. Offline: makespan over the bound, greedy and after `--seconds` of search. Online: p99 wait, p99
 response and makespan over the best of fifo, baseline and affinity, each metric and case apart, all three of one plan.
 Robustness: the share of the gain in p99 response over baseline that is left when times differ by up to 50 % from what was
-told. Cost: CPU microseconds of planning, and bytes, per task or decision, by size. Prints one JSON line.
+told. Cost: CPU microseconds of planning, and bytes, per task or decision, by size, as the commands plan: without looking
+for garbage; beside it what a turn of an empty Python loop takes, to tell machines and hours apart. Prints one JSON line.
 
     python benchmarks/scheduler.py [--seconds 8] [--sizes 1000,100000,1000000] [--samples DIR --gpus 8]
 """
@@ -13,6 +14,7 @@ told. Cost: CPU microseconds of planning, and bytes, per task or decision, by si
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import resource
@@ -108,6 +110,7 @@ def cost(tasks: int) -> dict[str, float]:
     """CPU microseconds and bytes of one size, in this process; run it in one of its own."""
     recipe = Recipe(seed=3, requests=max(1, tasks * 10 // 34), gpus=8 if tasks <= 10_000 else 64, saturation=1.5)
     problem = generate(recipe)
+    gc.disable()
     offline.plan(generate(Recipe(requests=20)))  # what is done once a process is not a cost of planning
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
@@ -121,7 +124,16 @@ def cost(tasks: int) -> dict[str, float]:
         "greedy_us_per_task": round(1e6 * greedy / problem.tasks, 2),
         "bytes_per_task": round(grown / problem.tasks),
         "online_us_per_decision": round(1e6 * simulation.planning_s / simulation.events, 2),
+        "python_loop_ns": round(loop_ns()),
     }
+
+
+def loop_ns(turns: int = 2_000_000) -> float:
+    """CPU nanoseconds of a turn of a loop that adds up numbers."""
+    began, total = time.process_time(), 0
+    for number in range(turns):
+        total += number
+    return 1e9 * (time.process_time() - began) / turns
 
 
 def samples(directory: Path, gpus: int) -> Iterator[tuple[str, Problem]]:
