@@ -353,11 +353,11 @@ class QueueFace:
 
         return await act(self._swarm, list(task), workflow=list(workflow))
 
-    async def retry(self, task: Sequence[str]) -> builtins.list[Task]:
+    async def retry(self, task: Sequence[str] = (), *, workflow: Sequence[str] = ()) -> builtins.list[Task]:
         """Put failed or cancelled tasks back to work, with what they need that failed; shows all that go back."""
         from gswarm.queue.actions import retry as act
 
-        return await act(self._swarm, list(task))
+        return await act(self._swarm, list(task), workflow=list(workflow))
 
     async def priority(self, priority: Priority, task: Sequence[str]) -> None:
         """Change the priority of tasks that have not started."""

@@ -216,6 +216,22 @@ async def test_failed_tasks_can_be_put_back_to_work(running: Cluster, tmp_path: 
             await running.swarm.queue.retry([tasks["get"].id])
 
 
+async def test_all_of_a_workflow_that_did_not_end_well_can_be_put_back_to_work(
+    running: Cluster, tmp_path: Path
+) -> None:
+    (workflow,) = await submitted(running, tmp_path, ask("one"), ask("then", depends_on=["one"]), ask("other"))
+    with pytest.raises(RefusedError, match="nothing to put back"):
+        await running.swarm.queue.retry(workflow=[workflow.id])
+    cancelled = await running.swarm.queue.cancel(workflow=[workflow.id])
+    again = await running.swarm.queue.retry(workflow=[workflow.id])
+    assert [t.id for t in again] == [t.id for t in cancelled]
+    assert [t.phase for t in again] == [TaskPhase.READY, TaskPhase.WAITING, TaskPhase.READY]
+    with pytest.raises(NotFoundError, match="w99"):
+        await running.swarm.queue.retry(workflow=["w99"])
+    with pytest.raises(InvalidError, match="nothing"):
+        await running.swarm.queue.retry()
+
+
 async def test_what_an_older_host_puts_back_is_read_in_one_request_by_the_ids_that_were_named(
     running: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,12 +57,14 @@ async def cancel(swarm: Swarm, tasks: list[str], workflows: list[str]) -> list[T
     return sorted((t for t in known if t.id in covered and _goes(t, swarm)), key=lambda t: int(t.id))
 
 
-async def retry(swarm: Swarm, tasks: list[str]) -> list[Task]:
-    """Put tasks back to work, then read those that are, with what was not run because of them.
+async def retry(swarm: Swarm, tasks: list[str], workflows: list[str]) -> list[Task]:
+    """Put tasks back to work, then read those that are, with what they need and what was not run because of them.
 
     A dry run answers with what would be put back, as it stands. A retry answers the same again.
     """
-    response = await swarm.call(queue_pb2.RetryRequest(task_ids=tasks))
+    if not tasks and not workflows:
+        raise InvalidError("nothing to put back was named", next="name task ids, or --workflow", field="task")
+    response = await swarm.call(queue_pb2.RetryRequest(task_ids=tasks, workflow_ids=workflows))
     # Older hosts, and replies that one of them kept, do not name what was put back.
     return await _named(swarm, response.task_ids or tasks)
 

@@ -134,15 +134,23 @@ async def cancel(
     key="R",
     effect="puts the tasks, what they need that failed, and what was not run because of them, back to work",
 )
-async def retry(swarm: Swarm, task: Annotated[list[str], Ref("task"), Doc("task ids")]) -> list[Task]:
+async def retry(
+    swarm: Swarm,
+    task: Annotated[list[str], Ref("task"), Doc("task ids")] = [],  # noqa: B006
+    *,
+    workflow: Annotated[
+        list[str], Ref("workflow"), Doc("every task of this workflow that did not end well; repeat")
+    ] = [],  # noqa: B006
+) -> list[Task]:
     """Put failed or cancelled tasks back to work, with what they need that failed; shows all that go back.
 
     Examples:
         gswarm queue retry 4711
+        gswarm queue retry --workflow w12
     """
     from gswarm.queue.access import retry as send
 
-    return await send(swarm, task)
+    return await send(swarm, task, workflow)
 
 
 @action("queue", "priority", effect="changes when the tasks start")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
-from gswarm.errors import InvalidError, NotFoundError
+from gswarm.errors import InvalidError, NotFoundError, RefusedError
 from gswarm.host.auth import caller
 from gswarm.names import near
 from gswarm.queue import transitions
@@ -65,13 +66,7 @@ class QueueService(queue_pb2_grpc.QueueServicer):
         running: list[Task] = []
 
         def operation(tx: Transaction) -> queue_pb2.CancelResponse:
-            ids = list(request.task_ids)
-            for name in request.workflow_ids:
-                workflow = tx.get(Workflow, name)
-                if workflow is None:
-                    known = [w.id for w in tx.list(Workflow)]
-                    raise NotFoundError(f"there is no workflow {name}", next=near(name, known), field="workflow")
-                ids += [task.id for task in transitions.siblings(tx, workflow)]
+            ids = [*request.task_ids, *(task.id for task in _tasks_of(tx, request.workflow_ids))]
             count, found = transitions.cancel(tx, ids)
             running.extend(found)
             if count:
@@ -92,7 +87,12 @@ class QueueService(queue_pb2_grpc.QueueServicer):
         """Put failed or cancelled tasks back to work."""
 
         def operation(tx: Transaction) -> queue_pb2.RetryResponse:
-            again = transitions.retry(tx, request.task_ids)
+            unwell = [task.id for task in _tasks_of(tx, request.workflow_ids) if task.phase in transitions.UNWELL]
+            if not unwell and not request.task_ids:
+                raise RefusedError(
+                    "nothing to put back to work", why="no task of it has failed or was cancelled", field="workflow"
+                )
+            again = transitions.retry(tx, [*request.task_ids, *unwell])
             tx.event("queue.retried", f"{len(again)} task{'' if len(again) == 1 else 's'} put back to work")
             return queue_pb2.RetryResponse(revision=tx.revision, retried=len(again), task_ids=again)
 
@@ -149,3 +149,13 @@ def _hello(tx: Transaction, node: str, hello: agent_pb2.Hello) -> None:
         if task.phase == transitions.RUNNING and task.node == node and (task.id, task.attempt) not in running:
             copy = transitions.edit(tx, task.id)
             transitions.ready_again(tx, copy, f"the agent on {node} started anew")
+
+
+def _tasks_of(tx: Transaction, workflows: Iterable[str]) -> Iterator[Task]:
+    """All tasks of these workflows. Raises NotFoundError."""
+    for name in workflows:
+        workflow = tx.get(Workflow, name)
+        if workflow is None:
+            known = [w.id for w in tx.list(Workflow)]
+            raise NotFoundError(f"there is no workflow {name}", next=near(name, known), field="workflow")
+        yield from transitions.siblings(tx, workflow)
