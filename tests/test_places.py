@@ -112,6 +112,19 @@ def test_where_a_model_fits_follows_what_is_stored_installed_and_attached() -> N
     }  # fmt: skip
 
 
+def test_a_node_that_is_back_between_two_looks_is_seen() -> None:
+    """Its object changes before its agent counts as attached, and the tick that follows finds all as it was before."""
+    cluster = Cluster()
+    places = Places(cluster, cluster, History())  # type: ignore[arg-type]
+    places.changes(TASKS)
+    cluster.away.add("n2")
+    places.changed(cluster.get(Node, "n2"))
+    assert models(places.changes(TASKS)) == {"a": ("n1/0", "n1/1")}
+    cluster.away.clear()
+    places.see_attached()
+    assert models(places.changes(TASKS)) == {"a": ("n1/0", "n1/1", "n2/0", "n2/1")}
+
+
 def test_a_model_is_told_of_while_tasks_ask_for_it() -> None:
     cluster = Cluster()
     places = Places(cluster, cluster, History())  # type: ignore[arg-type]

@@ -144,6 +144,30 @@ def test_tasks_of_an_older_host_are_told_what_depends_on_them() -> None:
     assert state.phases(ids) == [READY, DONE, WAITING]
 
 
+@pytest.mark.parametrize(("phase", "then"), [(DONE, READY), (FAILED, FAILED)])
+def test_what_ended_before_the_tasks_of_an_older_host_were_told_is_passed_on(
+    phase: queue_pb2.TaskPhase.ValueType, then: queue_pb2.TaskPhase.ValueType
+) -> None:
+    state = State()
+    ids = state.submit([[], [0], []])
+
+    def forget(tx: Transaction) -> None:
+        task = transitions.edit(tx, ids[0])
+        task.ClearField("needed_by")
+        tx.put(task)
+
+    state.apply(forget)
+    state.end(ids[0], phase)
+    assert state.phases(ids) == [phase, WAITING, READY]
+    for _ in range(2):
+        state.apply(transitions.link)
+        assert state.phases(ids) == [phase, then, READY]
+    state.end(ids[2], DONE)
+    (workflow,) = state.apply(lambda tx: list(tx.list(Workflow)))
+    assert (workflow.phase == queue_pb2.WORKFLOW_PHASE_FAILED) == (phase == FAILED)
+    assert workflow.done + workflow.failed == (3 if phase == FAILED else 2)
+
+
 @pytest.mark.parametrize("shape", ["chain", "fan"])
 def test_an_end_looks_at_no_more_tasks_than_depend_on_it(shape: str) -> None:
     """What an end costs must not grow with the workflow: ten thousand tasks are allowed."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gswarm.cluster.types import Device, Node
 from gswarm.codec import from_proto
-from gswarm.errors import InvalidError
+from gswarm.errors import InvalidError, RefusedError
 from gswarm.model.types import Model, Placement, Service
 from gswarm.queue import explain as explaining
 from gswarm.queue.types import Explanation, Lane, Plan, PlanView, Task, TaskPhase, Workflow
@@ -65,6 +65,8 @@ async def retry(swarm: Swarm, tasks: list[str], workflows: list[str]) -> list[Ta
     if not tasks and not workflows:
         raise InvalidError("nothing to put back was named", next="name task ids, or --workflow", field="task")
     response = await swarm.call(queue_pb2.RetryRequest(task_ids=tasks, workflow_ids=workflows))
+    if workflows and not response.task_ids:
+        raise RefusedError("the host is older and puts back named tasks only", next="name them, or update the host")
     # Older hosts, and replies that one of them kept, do not name what was put back.
     return await _named(swarm, response.task_ids or tasks)
 

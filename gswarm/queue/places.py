@@ -42,6 +42,7 @@ class Places:
         """Whether any of these has changed: then devices and models are looked at anew, and not servers only."""
         self.servers: dict[str, seam.Server] = {}
         self._attached: set[str] = set()
+        """Nodes whose agents were there when devices were last looked at."""
         self.due = True
         """Set when something of them may have changed."""
 
@@ -57,9 +58,11 @@ class Places:
 
     def see_attached(self) -> None:
         """Look which agents are attached: one is so only after the change that says it is published."""
-        attached = {n.name for n in self._state.list(Node) if self._nodes.connected(n.name)}
-        if attached != self._attached:
-            self._attached, self.due, self._moved = attached, True, True
+        if self._find_attached() != self._attached:
+            self.due = self._moved = True
+
+    def _find_attached(self) -> set[str]:
+        return {n.name for n in self._state.list(Node) if self._nodes.connected(n.name)}
 
     def changes(self, tasks: Iterable[Task]) -> list[Event]:
         """What is new since the last call; models are told of when one of `tasks`, those unfinished, asks for them."""
@@ -83,10 +86,11 @@ class Places:
         """Look at the devices that can be reached: what is new of them, and which are gone."""
         self._moved = False
         self._fits.clear()
+        self._attached = self._find_attached()
         found = {
             key: d
             for key, d in self._state.items(Device)
-            if self._nodes.connected(d.node) and d.phase != cluster_pb2.DEVICE_PHASE_LOST
+            if d.node in self._attached and d.phase != cluster_pb2.DEVICE_PHASE_LOST
         }
         # A processor is shared with everything else; a GPU is planned as one server's.
         cpu = cluster_pb2.DEVICE_KIND_CPU

@@ -102,17 +102,20 @@ def _make(tx: Transaction, spec: queue_pb2.WorkflowSpec) -> Workflow:
 
 
 def link(tx: Transaction) -> None:
-    """Tell the tasks that an older host has stored what depends on them."""
+    """Tell the tasks that an older host has stored what depends on them; what has ended meanwhile is passed on."""
     needed_by: dict[str, list[str]] = {}
     for task in tx.list(Task):
         for need in task.depends_on:
             needed_by.setdefault(need, []).append(task.id)
     for need, tasks in needed_by.items():
         known = tx.get(Task, need)
-        if known is not None and not known.needed_by:
-            task = edit(tx, need)
-            task.needed_by.extend(tasks)
-            tx.put(task)
+        if known is None or known.needed_by:
+            continue
+        task = edit(tx, need)
+        task.needed_by.extend(tasks)
+        tx.put(task)
+        if task.phase in FINAL and (ended := _pass_on(tx, task)) and (workflow := tx.edit(Workflow, task.workflow_id)):
+            _ended(tx, workflow, ended)
 
 
 def siblings(tx: Transaction, workflow: Workflow) -> Iterator[Task]:
@@ -193,33 +196,43 @@ def finish(tx: Transaction, task: Task, phase: queue_pb2.TaskPhase.ValueType, de
             severity=common_pb2.SEVERITY_ERROR,
         )
     workflow = tx.edit(Workflow, task.workflow_id)
-    if workflow is None:
-        return 1
-    ended, count = [task], 0
-    while ended:
-        last = ended.pop()
+    return _ended(tx, workflow, [task]) if workflow is not None else 1
+
+
+def _ended(tx: Transaction, workflow: Workflow, tasks: list[Task]) -> int:
+    """Count tasks of a workflow that have ended, and all that end by it. How many these are."""
+    count = 0
+    while tasks:
+        last = tasks.pop()
         count += 1
         _count(workflow, last.phase)
-        for name in last.needed_by:
-            other = tx.get(Task, name)
-            if other is None or other.phase != WAITING:
-                continue
-            if last.phase == DONE:
-                # From the last on: most often tasks end in their order, and one that has not is found soonest so.
-                if all(_phase(tx, need) == DONE for need in reversed(other.depends_on)):
-                    make_ready(tx, edit(tx, name))
-                continue
-            word = "failed" if last.phase == FAILED else "was cancelled"
-            dependent = edit(tx, name)
-            dependent.phase = FAILED if last.phase == FAILED else CANCELLED
-            dependent.detail = f"{NOT_RUN} {last.action} (task {last.id}) {word}"
-            dependent.finished_at.CopyFrom(tx.stamp)
-            tx.put(dependent)
-            ended.append(dependent)
+        tasks += _pass_on(tx, last)
     if workflow.done + workflow.failed + workflow.cancelled >= workflow.tasks:
         _end(tx, workflow)
     tx.put(workflow)
     return count
+
+
+def _pass_on(tx: Transaction, last: Task) -> list[Task]:
+    """What waits for a task that has ended becomes ready, or ends too: those that do."""
+    ended = []
+    for name in last.needed_by:
+        other = tx.get(Task, name)
+        if other is None or other.phase != WAITING:
+            continue
+        if last.phase == DONE:
+            # From the last on: most often tasks end in their order, and one that has not is found soonest so.
+            if all(_phase(tx, need) == DONE for need in reversed(other.depends_on)):
+                make_ready(tx, edit(tx, name))
+            continue
+        word = "failed" if last.phase == FAILED else "was cancelled"
+        dependent = edit(tx, name)
+        dependent.phase = FAILED if last.phase == FAILED else CANCELLED
+        dependent.detail = f"{NOT_RUN} {last.action} (task {last.id}) {word}"
+        dependent.finished_at.CopyFrom(tx.stamp)
+        tx.put(dependent)
+        ended.append(dependent)
+    return ended
 
 
 def _phase(tx: Transaction, task_id: str) -> queue_pb2.TaskPhase.ValueType:
@@ -297,10 +310,8 @@ def retry(tx: Transaction, task_ids: Iterable[str]) -> list[str]:
     With them go those that they need and that did not end well either, and what was not run because of any of these,
     unless it needs others that did not end well.
     """
-    back: set[str] = set()
-    for task_id in task_ids:
-        if task_id in back:
-            continue  # named twice, or back already with what it needs
+    named = list(dict.fromkeys(task_ids))
+    for task_id in named:
         task = edit(tx, task_id)
         if task.phase not in UNWELL:
             raise RefusedError(
@@ -308,22 +319,25 @@ def retry(tx: Transaction, task_ids: Iterable[str]) -> list[str]:
                 why=f"it is {queue_pb2.TaskPhase.Name(task.phase)[11:].lower()}",
                 field="task",
             )
-        workflow = tx.edit(Workflow, task.workflow_id)
-        if workflow is None:
-            continue
-        again = _with_what_follows(tx, _with_what_it_needs(tx, task.id))
-        for name in sorted(again, key=int):
-            _restart(tx, edit(tx, name), workflow, again)
-        back |= again
+    again = _with_what_follows(tx, _with_what_they_need(tx, named))
+    workflows: dict[str, Workflow] = {}
+    for name in sorted(again, key=int):
+        task = edit(tx, name)
+        workflow = workflows.get(task.workflow_id) or tx.edit(Workflow, task.workflow_id)
+        if workflow is not None:
+            workflows[workflow.id] = workflow
+            _restart(tx, task, workflow, again)
+    for workflow in workflows.values():
         workflow.phase = queue_pb2.WORKFLOW_PHASE_ACTIVE
         workflow.ClearField("finished_at")
         tx.put(workflow)
-    return sorted(back, key=int)
+    return sorted(again, key=int)
 
 
-def _with_what_it_needs(tx: Transaction, task_id: str) -> set[str]:
-    """The task and those before it that did not end well."""
-    found, look = {task_id}, [task_id]
+def _with_what_they_need(tx: Transaction, task_ids: Iterable[str]) -> set[str]:
+    """These tasks and those before them that did not end well."""
+    found = set(task_ids)
+    look = list(found)
     while look:
         task = tx.get(Task, look.pop())
         for need in task.depends_on if task is not None else ():
@@ -336,15 +350,24 @@ def _with_what_it_needs(tx: Transaction, task_id: str) -> set[str]:
 def _with_what_follows(tx: Transaction, again: set[str]) -> set[str]:
     """These tasks, and what was not run because of them only."""
     found, look = set(again), list(again)
+    missing: dict[str, int] = {}
+    """Of what may follow: how many that it needs did not end well and do not go back."""
     while look:
-        task = tx.get(Task, look.pop())
-        for name in task.needed_by if task is not None else ():
-            other = tx.get(Task, name)
-            if other is None or name in found or other.phase not in UNWELL or not other.detail.startswith(NOT_RUN):
+        name = look.pop()
+        task = tx.get(Task, name)
+        for other in task.needed_by if task is not None else ():
+            if other in found:
                 continue
-            if all(need in found or _phase(tx, need) not in UNWELL for need in other.depends_on):
-                found.add(name)
-                look.append(name)
+            if other not in missing:
+                follower = tx.get(Task, other)
+                if follower is None or follower.phase not in UNWELL or not follower.detail.startswith(NOT_RUN):
+                    continue
+                missing[other] = sum(need not in again and _phase(tx, need) in UNWELL for need in follower.depends_on)
+            if name not in again:
+                missing[other] -= 1
+            if not missing[other]:
+                found.add(other)
+                look.append(other)
     return found
 
 
