@@ -6,7 +6,7 @@ Every plan is validated. Offline: makespan over the bound, greedy and after `--s
 response and makespan over the best of fifo, baseline and affinity, each metric and case apart, all three of one plan.
 Robustness: the share of the gain in p99 response over baseline that is left when times differ by up to 50 % from what was
 told. Cost: CPU microseconds of planning, and bytes, per task or decision, by size, as the commands plan: without looking
-for garbage; beside it what a turn of an empty Python loop takes, to tell machines and hours apart. Prints one JSON line.
+for garbage; beside it what a turn of a plain Python loop takes, to tell machines and hours apart. Prints one JSON line.
 
     python benchmarks/scheduler.py [--seconds 8] [--sizes 1000,100000,1000000] [--samples DIR --gpus 8]
 """

@@ -64,15 +64,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gswarm.scheduler import critical
 from gswarm.scheduler.cliques import Followers
 from gswarm.scheduler.demand import Demand, demand
 from gswarm.scheduler.phases import Phase, phases
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Model, Problem
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Bools, Floats, Ints, Model, Problem
 
-Bools = NDArray[np.bool_]
 NOTHING = 1e-12
 SHARERS = 4
 """So many slots of one GPU are told apart."""
@@ -347,6 +345,7 @@ def _given_up(problem: Problem, f: _Family, slots: Floats, r: float, but: float 
 
 
 def _others(slots: Floats, gpus: int, shared: bool) -> Floats:
+    """Which models run by turns, as `_Family.others`: those above half of the GPUs, and who does not fit beside them."""
     found: Floats = ((2 * slots > gpus) & (slots[:, None] + slots > gpus) & (not shared)).astype(np.float64)
     np.fill_diagonal(found, 0.0)
     return found

@@ -9,12 +9,10 @@ widths sum to no more than the number of GPUs.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gswarm.scheduler import critical
-from gswarm.scheduler.problem import Ints, Problem
+from gswarm.scheduler.problem import Bools, Ints, Problem
 
-Bools = NDArray[np.bool_]
 BITS = 62
 """Models that are told apart: those whose loads take most GPU-seconds."""
 

@@ -12,12 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gswarm.scheduler import critical
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Floats, Ints, Problem
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Bools, Floats, Ints, Problem
 
-Bools = NDArray[np.bool_]
 SLACK = 1e-9
 """Seconds that count as none."""
 CELLS = 256

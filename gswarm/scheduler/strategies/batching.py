@@ -350,8 +350,12 @@ class Pass:
         last, *others = {self._last[g] for g in gpus}
         if not others and last >= 0 and self._placed[last] == m and len(self._sets[last]) == len(gpus):
             return self._place(m, gpus, self._now, 0.0)  # given up, but nothing was loaded there since
+        return self._place(m, gpus, *self._switched(m, gpus))
+
+    def _switched(self, m: int, gpus: Sequence[int]) -> tuple[float, float]:
+        """When GPUs that something is loaded on now can run it, and the seconds that its first task is charged."""
         switch_s = self._instance.load[m] + max(self._unload_s(g) for g in gpus)
-        return self._place(m, gpus, self._now + switch_s, switch_s)
+        return self._now + switch_s, switch_s
 
     def _take(self, m: int) -> list[int] | None:
         count, instance = self._instance.width[m], self._instance

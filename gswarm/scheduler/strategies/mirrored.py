@@ -53,16 +53,9 @@ class MirroredPass(Pass):
         assert self._plan is not None
         return self._plan
 
-    def _load(self, m: int) -> int | None:
-        gpus = self._take(m)
-        if gpus is None:
-            return None
-        self._loads += 1
-        last, *others = {self._last[g] for g in gpus}
-        if not others and last >= 0 and self._placed[last] == m and len(self._sets[last]) == len(gpus):
-            return self._place(m, gpus, self._now, 0.0)
+    def _switched(self, m: int, gpus: Sequence[int]) -> tuple[float, float]:
         begins = self._now + max(self._unload_s(g) for g in gpus) + self._instance.unload[m]
-        return self._place(m, gpus, max(self._now, begins), 0.0)
+        return max(self._now, begins), 0.0
 
     def _unload_s(self, gpu: int) -> float:
         """For how long from now on a GPU is kept by the load of what it held, below 0 if that is over."""
