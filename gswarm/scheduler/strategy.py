@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Rank(IntEnum):
@@ -202,9 +202,8 @@ Event = (
 # Instructions
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Run a job on a server, now."""
+class Start(NamedTuple):
+    """Run a job on a server, now. A tuple, for there is one of each job: it is made in half the time."""
 
     job: str
     server: str

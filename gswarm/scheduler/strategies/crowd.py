@@ -122,8 +122,7 @@ class Crowd(Sharing):
 
     def _start(self, now: float, site: Site, waiting: Waiting, why: str) -> None:
         line = self._lines[site.model]
-        self._passed = self._turns.passed(waiting)
-        self._turns.leave(waiting)
+        self._passed = self._turns.leave(waiting)
         waiting.started = True
         line.count -= 1
         line.work -= self.run_s(waiting.job)

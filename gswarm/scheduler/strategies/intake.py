@@ -120,8 +120,7 @@ class Intake:
                 known.rank = job.rank
                 return
             self._forget(known)
-        task = self._new(job, line)
-        task.is_alone = not job.request
+        task = self._tasks[job.id] = Task(job, line, self._now)
         told.append(task)
         seconds = line.run_s if job.run_s is None else job.run_s
         line.demand += seconds * line.width
@@ -145,11 +144,6 @@ class Intake:
             task.is_root = True
             task.state = TOLD
 
-    def _new(self, job: Job, line: Line) -> Task:
-        task = Task(job.id, line, job.rank, job.run_s, self._now, job.waited_s, job.deadline)
-        self._tasks[job.id] = task
-        return task
-
     def _order(self, task: Task) -> float:
         if task.due < FOREVER:
             return task.due - AHEAD_S
@@ -172,17 +166,18 @@ class Intake:
         if line.open:
             self._touched[line.name] = line
 
-    def _unready(self, task: Task, state: State) -> None:
+    def _unready(self, task: Task, state: State) -> int:
+        """How often it was passed over."""
         line = task.line
         task.state = state
         if task.number < 0:
             line.parked.pop(task.id, None)
-            return
-        self._turns.leave(task)
+            return 0
         line.ready.take(task.run_s)
         if not line.ready.count:
             line.queue.clear()
             self._waiting.pop(line.name, None)
+        return self._turns.leave(task)
 
     def _forget(self, task: Task) -> None:
         """It will not run now."""
@@ -284,7 +279,7 @@ class Intake:
     def _adopt(self, job: Job, server: str) -> None:
         if (known := self._tasks.get(job.id)) is not None:
             self._forget(known)
-        task = self._new(job, self._fleet.line(job.model))
+        task = self._tasks[job.id] = Task(job, self._fleet.line(job.model), self._now)
         task.state, task.server = RUNNING, server
         copy = self._fleet.copies.get(server)
         if copy is None:

@@ -44,6 +44,7 @@ from collections.abc import Sequence
 from gswarm.scheduler.strategies.intake import FOREVER
 from gswarm.scheduler.strategies.pieces import READY, RUNNING, Copy, Line, Task
 from gswarm.scheduler.strategies.placing import Placing
+from gswarm.scheduler.strategies.turns import PASSES_PER_GPU, PASSES_PER_WAITING
 from gswarm.scheduler.strategy import Event, Instruction, Start
 
 PASSES_PER_LOAD = 8
@@ -74,7 +75,8 @@ class Online(Placing):
             wait_bound_s, wait_weight, tail_weight, switch_weight, demand_weight, balance_weight, reasons=reasons
         )
         self._max_passed, self._loads_ahead = max_passed, load_ahead
-        self._by_loads: int | None = None
+        self._least_allowed: int | None = None
+        """Of `max_passed`, however short the line; None: to be found anew."""
         self._limit = 0
         """`max_passed` in this turn: it is the same from the first start to the last, and asked for at each."""
         self._is_stopped = False
@@ -87,9 +89,12 @@ class Online(Placing):
         """How often a ready task may be passed over."""
         if self._max_passed is not None:
             return self._max_passed
-        if self._by_loads is None:
-            self._by_loads = int(PASSES_PER_LOAD * self._fleet.round_of_loads())
-        return self._turns.allowed(len(self._fleet.places), self._by_loads)
+        least = self._least_allowed
+        if least is None:
+            by_loads = int(PASSES_PER_LOAD * self._fleet.round_of_loads())
+            least = self._least_allowed = max(PASSES_PER_GPU * max(1, len(self._fleet.places)), by_loads)
+        by_line = PASSES_PER_WAITING * self._turns.longest
+        return by_line if by_line > least else least
 
     def handle(self, now: float, events: Sequence[Event]) -> list[Instruction]:
         """Take in what happened and say what to do."""
@@ -97,7 +102,7 @@ class Online(Placing):
         out: list[Instruction] = []
         fleet.out = out
         if self.take_in(now, events):
-            self._by_loads = None
+            self._least_allowed = None
         if self._waiting:
             self._limit = limit = self.max_passed
             if self._is_stopped or 2 * self._turns.most_passed >= limit or self.wait_bound_s < FOREVER:
@@ -105,7 +110,9 @@ class Online(Placing):
             if not self._is_stopped:
                 if self._ranks_differ:
                     self._outrank()
-                self._balance()
+                ended = self._ended_since_balance  # it looks at every model, so not at every event
+                if ended >= len(fleet.lines) or ended >= len(fleet.places):
+                    self._balance()
             if self._touched:
                 self._start_touched()
             if (fleet.free or fleet.idle or fleet.shared) and self._waiting and not self._is_stopped:
@@ -209,8 +216,7 @@ class Online(Placing):
         if task is None:
             task = self._take_next(line, copy)
         why = self._why(task, copy) if self.reasons else ""
-        passed_over = turns.passed(task)
-        self._unready(task, RUNNING)
+        passed_over = self._unready(task, RUNNING)
         task.server = copy.server.id
         copy.running += 1
         copy.served = True

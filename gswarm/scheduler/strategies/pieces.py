@@ -10,7 +10,7 @@ from itertools import islice
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S
 from gswarm.scheduler.strategies.memory import BYTES_PER_GB
 from gswarm.scheduler.strategies.ranked import Ranked
-from gswarm.scheduler.strategy import Device, Model, Server
+from gswarm.scheduler.strategy import Device, Job, Model, Server
 
 BLOCKED_PART = 0.5
 """How much work that waits for other tasks still counts, of ready work."""
@@ -50,15 +50,13 @@ class Task:
         "tail_s",
     )
 
-    def __init__(
-        self, id: str, line: Line, rank: int, run_s: float | None, now: float, waited_s: float, due: float
-    ) -> None:
-        self.id, self.line, self.rank, self.run_s = id, line, rank, run_s
-        self.arrived = self.since = now - waited_s
+    def __init__(self, job: Job, line: Line, now: float) -> None:
+        self.id, self.line, self.rank, self.run_s = job.id, line, job.rank, job.run_s
+        self.arrived = self.since = now - job.waited_s
         self.missing, self.number = 0, -1
-        self.due = due
+        self.due = job.deadline
         """When it should have ended; infinite once that cannot be any more."""
-        self.is_root = self.is_alone = False
+        self.is_root, self.is_alone = False, not job.request
         """Whether it waits for no other; whether it is part of no request, so that it counts from when it could run."""
         self.tail_s = 0.0
         """The longest path of what waits for it, with a switch for each change of model."""

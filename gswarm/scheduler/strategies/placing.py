@@ -205,11 +205,8 @@ class Placing(Intake):
     # Balance
 
     def _balance(self) -> None:
-        """Rule 3, for the model that is worst off; not at every event, for it looks at every model."""
+        """Rule 3, for the model that is worst off."""
         fleet = self._fleet
-        ended = self._ended_since_balance
-        if ended < len(fleet.lines) and ended < len(fleet.places):
-            return
         self._ended_since_balance = 0
         worst, most, clear_s = None, self.balance_weight, 0.0
         for line in self._waiting.values():

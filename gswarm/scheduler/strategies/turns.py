@@ -10,7 +10,7 @@ PASSES_PER_GPU, PASSES_PER_WAITING = 64, 2
 Were it less than the line is long, all of a long line would have been passed over so often before its turn comes, and
 first come, first served would be all that is left.
 """
-BLOCK, GROUP = 1024, 16
+BLOCK, GROUP = 128, 32
 """Numbers whose leavings are summed up together; blocks whose sums are."""
 KEPT = BLOCK * GROUP
 """Numbers below that of the oldest one that are kept before they are forgotten all at once."""
@@ -46,6 +46,8 @@ class Turns(Generic[T]):
         self._offset = self._first = 0
         """The first number that is kept; that of the oldest one in line, or the next one where no one is."""
         self._count_left = 0
+        self.most_passed = 0
+        """How often the oldest one was passed over, and so the most that any one was; 0 when no one is in line."""
         self.longest = 0
         """The most that were in line at once since it was last empty."""
         self._next = 0
@@ -65,8 +67,9 @@ class Turns(Generic[T]):
                 self._groups.append(0)
         left.append(0)
 
-    def leave(self, job: T) -> None:
-        """It starts, or is taken away."""
+    def leave(self, job: T) -> int:
+        """It starts, or is taken away: how often it was passed over."""
+        passed = self.passed(job)
         number = job.number
         at = number - self._offset
         left = self._left
@@ -86,6 +89,8 @@ class Turns(Generic[T]):
                 del left[: groups * KEPT], self._line[: groups * KEPT]
                 del self._blocks[: groups * GROUP], self._groups[:groups]
                 self._offset += groups * KEPT
+        self.most_passed = self._count_left - self._first
+        return passed
 
     def allowed(self, gpus: int, least: int = 0) -> int:
         """How often a job may be passed over unless told otherwise."""
@@ -95,11 +100,6 @@ class Turns(Generic[T]):
     def oldest(self) -> T | None:
         """Who is ready longest."""
         return self._line[self._first - self._offset] if self._first < self._next else None
-
-    @property
-    def most_passed(self) -> int:
-        """How often the oldest one was passed over, and so the most that any one was; 0 when no one is in line."""
-        return self._count_left - self._first
 
     def passed(self, job: T) -> int:
         """How often it was passed over."""
