@@ -231,37 +231,26 @@ class Online(Placing):
 
     def _take_next(self, line: Line, copy: Copy) -> Task:
         """The next to start there, out of the queue."""
-        entry = line.top()
-        assert entry is not None
-        if entry[3].due < FOREVER:
-            entry = self._in_time(line)
-        if copy.served or entry[3].arrived <= copy.began:
-            return line.queue.pop()[3]
+        entry = line.take()
+        task = entry[3]
+        while self._now + (line.run_s if task.run_s is None else task.run_s) > task.due:
+            task.due = FOREVER  # it cannot be met any more: the task is like those that have none
+            line.push(task, self._order(task))
+            entry = line.take()
+            task = entry[3]
+        if copy.served or task.arrived <= copy.began:
+            return task
         # A switch is charged to the first task it serves and may not begin before that is known: take one that was.
-        aside: list[tuple[int, float, int, Task]] = []
-        found: tuple[int, float, int, Task] | None = entry
-        while found is not None and found[3].arrived > copy.began and len(aside) < LOOKED_AT:
-            aside.append(line.queue.pop())
-            found = line.top()
+        aside = [entry]
+        while (found := line.top()) is not None and found[3].arrived > copy.began and len(aside) < LOOKED_AT:
+            aside.append(line.take())
         if found is not None and found[3].arrived <= copy.began:
-            entry = line.queue.pop()
+            task = line.take()[3]
         else:
             del aside[0]
         for put_back in aside:
             line.queue.push(put_back)
-        return entry[3]
-
-    def _in_time(self, line: Line) -> tuple[int, float, int, Task]:
-        """The next that can meet its deadline or has none; one that cannot any more is like those that have none."""
-        while True:
-            entry = line.top()
-            assert entry is not None
-            task = entry[3]
-            if self._now + (line.run_s if task.run_s is None else task.run_s) <= task.due:
-                return entry
-            line.queue.pop()
-            task.due = FOREVER
-            line.push(task, self._order(task))
+        return task
 
     def _why(self, task: Task, copy: Copy) -> str:
         waited = self._now - task.since

@@ -170,6 +170,15 @@ class Line:
     def push(self, task: Task, order: float) -> None:
         self.queue.push((-task.rank, order, task.number, task))
 
+    def take(self) -> tuple[int, float, int, Task]:
+        """The next in order, out of the queue; there is one."""
+        queue = self.queue
+        while True:
+            entry = queue.pop()
+            task = entry[3]
+            if task.state == READY and task.rank == -entry[0]:
+                return entry
+
     def rank(self) -> int:
         """The highest priority of its ready tasks; 0: there are none."""
         top = self.top()

@@ -58,10 +58,13 @@ class Ranked(Generic[T]):
         return heap[0]
 
     def pop(self) -> tuple[int, float, int, T]:
-        """Take the least out, which `top` has just given."""
+        """Take the least out; there is one."""
         run, heap = self._run, self._heap
-        if run and not (heap and heap[0] < run[-1]):
-            return run.pop()
+        if run:
+            return heappop(heap) if heap and heap[0] < run[-1] else run.pop()
+        if not heap or len(heap) > FEW:
+            self.top()
+            return self.pop()
         return heappop(heap)
 
     def clear(self) -> None:

@@ -92,9 +92,9 @@ class Turns(Generic[T]):
         self.most_passed = self._count_left - self._first
         return passed
 
-    def allowed(self, gpus: int, least: int = 0) -> int:
+    def allowed(self, gpus: int) -> int:
         """How often a job may be passed over unless told otherwise."""
-        return max(PASSES_PER_GPU * max(1, gpus), PASSES_PER_WAITING * self.longest, least)
+        return max(PASSES_PER_GPU * max(1, gpus), PASSES_PER_WAITING * self.longest)
 
     @property
     def oldest(self) -> T | None:
