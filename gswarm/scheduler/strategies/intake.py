@@ -107,8 +107,9 @@ class Intake:
         if job.rank != NORMAL:
             self._ranks_differ = True
         line = self._fleet.lines.get(job.model) or self._fleet.line(job.model)
-        known = self._tasks.get(job.id)
-        if known is not None:
+        task = Task(job, line, self._now)
+        known = self._tasks.setdefault(job.id, task)
+        if known is not task:
             if known.state == RUNNING:
                 return
             if known.state == READY and not job.needs and known.line is line:
@@ -120,7 +121,7 @@ class Intake:
                 known.rank = job.rank
                 return
             self._forget(known)
-        task = self._tasks[job.id] = Task(job, line, self._now)
+            self._tasks[job.id] = task
         told.append(task)
         seconds = line.run_s if job.run_s is None else job.run_s
         line.demand += seconds * line.width

@@ -109,6 +109,8 @@ class Turns(Generic[T]):
         at = number - self._offset
         block, group = at // BLOCK, at // KEPT
         below = self._offset + self._left.count(1, block * BLOCK, at)
+        if group:
+            below += sum(self._groups[:group])
         if block:
-            below += sum(self._groups[:group]) + sum(self._blocks[group * GROUP : block])
+            below += sum(self._blocks[group * GROUP : block])
         return self._count_left - below
