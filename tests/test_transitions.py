@@ -14,7 +14,7 @@ from gswarm.host.state import Entry
 from gswarm.host.transaction import Committed, Edits, Transaction
 from gswarm.queue import transitions
 from gswarm.queue.transitions import CANCELLED, DONE, FAILED, FINAL, READY, UNWELL, WAITING
-from gswarm.v1 import queue_pb2
+from gswarm.v1 import common_pb2, queue_pb2
 from gswarm.v1.queue_pb2 import Task, Workflow
 
 
@@ -124,6 +124,15 @@ def test_what_needs_another_one_that_failed_stays_as_it_is() -> None:
     state.end(a, DONE)
     assert state.phases(ids) == [DONE, FAILED, FAILED]
     assert state.retry(b) == [b, c]
+
+
+def test_a_workflow_that_failed_says_so_as_an_error() -> None:
+    for phase, severity in ((DONE, common_pb2.SEVERITY_INFO), (FAILED, common_pb2.SEVERITY_ERROR)):
+        state = State()
+        (only,) = state.submit([[]])
+        state.end(only, phase)
+        events = state.apply(lambda tx: list(tx.list(common_pb2.Event)))
+        assert [event.severity for event in events if event.type == "workflow.ended"] == [severity]
 
 
 def test_tasks_of_an_older_host_are_told_what_depends_on_them() -> None:

@@ -258,7 +258,8 @@ def _end(tx: Transaction, workflow: Workflow) -> None:
         workflow.phase = queue_pb2.WORKFLOW_PHASE_DONE
     workflow.finished_at.CopyFrom(tx.stamp)
     told = f"{workflow.done} done, {workflow.failed} failed, {workflow.cancelled} cancelled"
-    tx.event("workflow.ended", f"{workflow.id} ({workflow.name}): {told}", subject=workflow)
+    severity = common_pb2.SEVERITY_ERROR if workflow.failed else common_pb2.SEVERITY_INFO
+    tx.event("workflow.ended", f"{workflow.id} ({workflow.name}): {told}", subject=workflow, severity=severity)
 
 
 def reported(tx: Transaction, node: str, report: agent_pb2.Report) -> None:
