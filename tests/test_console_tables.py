@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from gswarm_tui.panes.devices import folded
+from gswarm_tui.panes.devices import folded, plan_line
 from gswarm_tui.widgets.table import Row, Table, made, settled
 
 from gswarm.model.types import Model
@@ -32,6 +33,16 @@ def test_nodes_fold_until_all_fit_and_the_cursors_stays_open() -> None:
     assert folded(nodes, 48, "n1") == set()
     assert folded(nodes, 20, "n5") == {"n2", "n3", "n4", "n6"}
     assert folded(nodes, 6, "") == {n.name for n in nodes}
+
+
+def test_the_border_says_how_far_a_very_long_queue_is_planned() -> None:
+    view = view_of(FakeSwarm(1, 1))
+    assert view.plan is not None
+    for beyond, wide, narrow in ((0, "plan done ≈", "done ≈"), (28993, "planned to ≈", "to ≈")):
+        shown = replace(view, plan=replace(view.plan, done_at=view.totals.now, beyond=beyond))
+        for width, began in ((120, wide), (80, narrow)):
+            (told,) = (part for part in plan_line(shown, width).split(" · ") if "≈" in part)
+            assert told.startswith(began) and ("28993" in told) == bool(beyond)
 
 
 async def test_filter_narrows_the_focused_table_and_escape_lifts_it() -> None:

@@ -99,18 +99,19 @@ class _Ahead:
     def at(self, time: float, event: Event) -> None:
         heapq.heappush(self.heap, (time, next(self.order), event))
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Whether to the end of the queue."""
         now = self.view.clock
         self.carry_out(now, self.strategy.handle(now, [Ticked()]))
         for _ in range(STEPS):
             tick = self.strategy.next_tick()
             if tick is not None and (not self.heap or tick < self.heap[0][0]):
                 if not self.heap and not self.waits():
-                    break
+                    return True
                 now = max(now, tick) + 1e-6
                 events: list[Event] = [Ticked()]
                 if not self.heap and not (found := self.strategy.handle(now, events)):
-                    break  # nothing runs, nothing comes, and time alone changes nothing
+                    return True  # nothing runs, nothing comes, and time alone changes nothing
                 if not self.heap:
                     self.carry_out(now, found)
                     continue
@@ -118,8 +119,9 @@ class _Ahead:
                 now, _, event = heapq.heappop(self.heap)
                 events = [event]
             else:
-                break
+                return True
             self.carry_out(now, self.strategy.handle(now, events))
+        return not self.heap
 
     def waits(self) -> bool:
         return any(task.phase == queue_pb2.TASK_PHASE_READY for task in self.view.tasks.values())
@@ -178,7 +180,7 @@ def make(view: View) -> tuple[Plan, list[Lane]]:
     for server in view.servers.values():
         if not server.ready:
             _begin_with_loading(ahead, server)
-    ahead.run()
+    is_whole = ahead.run()
     stints = [s for s in [*ahead.done, *ahead.open.values()] if s.tasks]
     blocks: dict[str, list[Block]] = defaultdict(list)
     for stint in sorted(stints, key=lambda s: s.start):
@@ -189,7 +191,8 @@ def make(view: View) -> tuple[Plan, list[Lane]]:
         for d, found in sorted(blocks.items())
     ]
     planned = {task for stint in stints for task in stint.tasks}
-    return _summary(view, ahead.loads, planned, stints), lanes
+    models = set() if is_whole else {stint.model for stint in stints}
+    return _summary(view, ahead.loads, planned, models, stints), lanes
 
 
 def _begin_with_running(ahead: _Ahead) -> None:
@@ -254,27 +257,30 @@ def first_come_swaps(tasks: Sequence[Task], holding: Sequence[str]) -> int:
     return swaps
 
 
-def _summary(view: View, loads: int, planned: set[str], stints: Sequence[_Stint]) -> Plan:
+def _summary(view: View, loads: int, planned: set[str], models: set[str], stints: Sequence[_Stint]) -> Plan:
+    """Tasks of `models` that are not in `planned` come after it; other ready ones no device takes."""
     ready = [t for t in view.tasks.values() if t.phase == queue_pb2.TASK_PHASE_READY]
-    with_model = [t for t in ready if t.model]
-    to_come = [t for t in view.tasks.values() if t.model and t.phase in HELD_UP and t.id in planned]
+    left = [t for t in view.tasks.values() if t.model and t.phase in (queue_pb2.TASK_PHASE_READY, *HELD_UP)]
     waits = [
         (view.now - t.ready_at.ToDatetime(view.now.tzinfo)).total_seconds()
         for t in ready
-        if t.HasField("ready_at") and t.id in planned  # for what no device can take no bound is kept
+        if t.HasField("ready_at")
+        and (t.id in planned or t.model in models)  # for what no device takes no bound is kept
     ]
+    to_start = [t for t in left if t.id in planned]
     seen = [stint.runs_seen for stint in stints]
     plan = Plan(
         strategy=view.strategy.name,
         swaps=loads,
-        swaps_first_come=first_come_swaps(with_model + to_come, [server.model for server in view.servers.values()]),
+        swaps_first_come=first_come_swaps(to_start, [server.model for server in view.servers.values()]),
         runs_seen=min(seen, default=0),
         oldest_wait_s=round(max(waits, default=0.0), 1),
         wait_bound_s=view.strategy.wait_bound_s,
         ready=len(ready),
         running=sum(t.phase == queue_pb2.TASK_PHASE_RUNNING for t in view.tasks.values()),
-        blocked=sum(t.id not in planned for t in with_model),
+        blocked=sum(bool(t.model) and t.id not in planned and t.model not in models for t in ready),
         waiting=sum(t.phase in HELD_UP for t in view.tasks.values()),
+        beyond=sum(t.id not in planned and t.model in models for t in left),
     )
     plan.made_at.FromDatetime(view.now)
     if stints:

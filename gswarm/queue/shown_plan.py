@@ -87,5 +87,5 @@ class ShownPlan:
 
 
 def _same(a: Plan, b: Plan) -> bool:
-    counts = ("swaps", "swaps_first_come", "ready", "running", "blocked", "waiting")
+    counts = ("swaps", "swaps_first_come", "ready", "running", "blocked", "waiting", "beyond")
     return not b.ready and all(getattr(a, name) == getattr(b, name) for name in counts)

@@ -173,6 +173,8 @@ class Plan:
     """Ready, and no device takes it."""
     waiting: int = 0
     """Waits for other tasks, or to be tried again."""
+    beyond: int = 0
+    """Ready or waiting, and after the end of what is planned, which `done_at` is then: a very long queue is planned in part."""
 
     @property
     def counts(self) -> list[str]:
@@ -259,7 +261,8 @@ class PlanView:
         ]
         if plan.done_at is not None and (plan.ready or plan.running):
             basis = f"{plan.runs_seen} runs seen" if plan.runs_seen else "a guess: no runs were seen yet"
-            out[0] += f"; done about {units.clock(plan.done_at)} ({basis})"
+            until, after = ("planned to", f", {plan.beyond} tasks after that") if plan.beyond else ("done about", "")
+            out[0] += f"; {until} {units.clock(plan.done_at)} ({basis}){after}"
         for lane in self.lanes:
             out += ["", lane.alias]
             for block in lane.blocks:

@@ -26,21 +26,21 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from gswarm.v1 import common_pb2 as gswarm_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15gswarm/v1/queue.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16gswarm/v1/common.proto\"\x9e\x06\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12!\n\x04type\x18\x04 \x01(\x0e\x32\x13.gswarm.v1.TaskType\x12\r\n\x05model\x18\x05 \x01(\t\x12%\n\x08priority\x18\x06 \x01(\x0e\x32\x13.gswarm.v1.Priority\x12#\n\x05phase\x18\x07 \x01(\x0e\x32\x14.gswarm.v1.TaskPhase\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12\x0f\n\x07retries\x18\t \x01(\r\x12\x11\n\ttimeout_s\x18\n \x01(\x01\x12\x12\n\ndepends_on\x18\x0b \x03(\t\x12\x13\n\x0bparams_json\x18\x0c \x01(\t\x12\x13\n\x0boutput_json\x18\r \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x0e \x01(\t\x12\x0c\n\x04node\x18\x0f \x01(\t\x12\x12\n\ndevice_ids\x18\x10 \x03(\t\x12\x0f\n\x07service\x18\x11 \x01(\t\x12.\n\ncreated_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08ready_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08retry_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ncel\x18\x17 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x18 \x01(\t\x12\x13\n\x0bpassed_over\x18\x19 \x01(\r\x12/\n\x0blease_until\x18\x1a \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\ntokens_out\x18\x1b \x01(\x04H\x00\x88\x01\x01\x12\x16\n\ttokens_in\x18\x1c \x01(\x04H\x01\x88\x01\x01\x12\x11\n\tneeded_by\x18\x1d \x03(\tB\r\n\x0b_tokens_outB\x0c\n\n_tokens_in\"\x91\x02\n\x08Workflow\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x05phase\x18\x03 \x01(\x0e\x32\x18.gswarm.v1.WorkflowPhase\x12\r\n\x05tasks\x18\x04 \x01(\r\x12\x0c\n\x04\x64one\x18\x05 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\r\x12\x11\n\tcancelled\x18\x07 \x01(\r\x12\r\n\x05\x61\x63tor\x18\x08 \x01(\t\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nfirst_task\x18\x0b \x01(\x04\"\xcf\x01\n\x05\x42lock\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12)\n\x05start\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06load_s\x18\x06 \x01(\x01\x12\x0f\n\x07running\x18\x07 \x01(\x08\x12\x11\n\truns_seen\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t\"J\n\x04Lane\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12 \n\x06\x62locks\x18\x03 \x03(\x0b\x32\x10.gswarm.v1.Block\"\x9d\x02\n\x04Plan\x12+\n\x07made_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\r\n\x05swaps\x18\x03 \x01(\r\x12\x18\n\x10swaps_first_come\x18\x04 \x01(\r\x12+\n\x07\x64one_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\truns_seen\x18\x06 \x01(\r\x12\x15\n\roldest_wait_s\x18\x07 \x01(\x01\x12\x14\n\x0cwait_bound_s\x18\x08 \x01(\x01\x12\r\n\x05ready\x18\t \x01(\r\x12\x0f\n\x07running\x18\n \x01(\r\x12\x0f\n\x07\x62locked\x18\x0b \x01(\r\x12\x0f\n\x07waiting\x18\x0c \x01(\r\"\xbe\x01\n\nActionSpec\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x04type\x18\x02 \x01(\x0e\x32\x13.gswarm.v1.TaskType\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x08priority\x18\x04 \x01(\x0e\x32\x13.gswarm.v1.Priority\x12\x0f\n\x07retries\x18\x05 \x01(\r\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x12\n\ndepends_on\x18\x07 \x03(\t\x12\x13\n\x0bparams_json\x18\x08 \x01(\t\"D\n\x0cWorkflowSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x07\x61\x63tions\x18\x02 \x03(\x0b\x32\x15.gswarm.v1.ActionSpec\"a\n\rSubmitRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12*\n\tworkflows\x18\x02 \x03(\x0b\x32\x17.gswarm.v1.WorkflowSpec\"b\n\x0eSubmitResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12&\n\tworkflows\x18\x02 \x03(\x0b\x32\x13.gswarm.v1.Workflow\x12\x16\n\x0e\x66irst_task_ids\x18\x03 \x03(\x04\"]\n\rCancelRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12\x14\n\x0cworkflow_ids\x18\x03 \x03(\t\"5\n\x0e\x43\x61ncelResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x11\n\tcancelled\x18\x02 \x01(\r\"\\\n\x0cRetryRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12\x14\n\x0cworkflow_ids\x18\x03 \x03(\t\"D\n\rRetryResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07retried\x18\x02 \x01(\r\x12\x10\n\x08task_ids\x18\x03 \x03(\t\"s\n\x12SetPriorityRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12%\n\x08priority\x18\x03 \x01(\x0e\x32\x13.gswarm.v1.Priority\"\'\n\x13SetPriorityResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"G\n\x0eHistoryRequest\x12\x11\n\tbefore_id\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\"1\n\x0fHistoryResponse\x12\x1e\n\x05tasks\x18\x01 \x03(\x0b\x32\x0f.gswarm.v1.Task*\x98\x01\n\x08TaskType\x12\x15\n\x11TASK_TYPE_UNKNOWN\x10\x00\x12\x17\n\x13TASK_TYPE_INFERENCE\x10\x01\x12\x16\n\x12TASK_TYPE_DOWNLOAD\x10\x02\x12\x13\n\x0fTASK_TYPE_SERVE\x10\x03\x12\x12\n\x0eTASK_TYPE_STOP\x10\x04\x12\x1b\n\x17TASK_TYPE_DATA_TRANSFER\x10\x05*q\n\x08Priority\x12\x14\n\x10PRIORITY_UNKNOWN\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x12\x15\n\x11PRIORITY_CRITICAL\x10\x04*\xc7\x01\n\tTaskPhase\x12\x16\n\x12TASK_PHASE_UNKNOWN\x10\x00\x12\x16\n\x12TASK_PHASE_WAITING\x10\x01\x12\x14\n\x10TASK_PHASE_READY\x10\x02\x12\x16\n\x12TASK_PHASE_RUNNING\x10\x03\x12\x13\n\x0fTASK_PHASE_DONE\x10\x04\x12\x15\n\x11TASK_PHASE_FAILED\x10\x05\x12\x18\n\x14TASK_PHASE_CANCELLED\x10\x06\x12\x16\n\x12TASK_PHASE_BACKOFF\x10\x07*\x98\x01\n\rWorkflowPhase\x12\x1a\n\x16WORKFLOW_PHASE_UNKNOWN\x10\x00\x12\x19\n\x15WORKFLOW_PHASE_ACTIVE\x10\x01\x12\x17\n\x13WORKFLOW_PHASE_DONE\x10\x02\x12\x19\n\x15WORKFLOW_PHASE_FAILED\x10\x03\x12\x1c\n\x18WORKFLOW_PHASE_CANCELLED\x10\x04\x32\xd1\x02\n\x05Queue\x12=\n\x06Submit\x12\x18.gswarm.v1.SubmitRequest\x1a\x19.gswarm.v1.SubmitResponse\x12=\n\x06\x43\x61ncel\x12\x18.gswarm.v1.CancelRequest\x1a\x19.gswarm.v1.CancelResponse\x12:\n\x05Retry\x12\x17.gswarm.v1.RetryRequest\x1a\x18.gswarm.v1.RetryResponse\x12L\n\x0bSetPriority\x12\x1d.gswarm.v1.SetPriorityRequest\x1a\x1e.gswarm.v1.SetPriorityResponse\x12@\n\x07History\x12\x19.gswarm.v1.HistoryRequest\x1a\x1a.gswarm.v1.HistoryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15gswarm/v1/queue.proto\x12\tgswarm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16gswarm/v1/common.proto\"\x9e\x06\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12!\n\x04type\x18\x04 \x01(\x0e\x32\x13.gswarm.v1.TaskType\x12\r\n\x05model\x18\x05 \x01(\t\x12%\n\x08priority\x18\x06 \x01(\x0e\x32\x13.gswarm.v1.Priority\x12#\n\x05phase\x18\x07 \x01(\x0e\x32\x14.gswarm.v1.TaskPhase\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12\x0f\n\x07retries\x18\t \x01(\r\x12\x11\n\ttimeout_s\x18\n \x01(\x01\x12\x12\n\ndepends_on\x18\x0b \x03(\t\x12\x13\n\x0bparams_json\x18\x0c \x01(\t\x12\x13\n\x0boutput_json\x18\r \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x0e \x01(\t\x12\x0c\n\x04node\x18\x0f \x01(\t\x12\x12\n\ndevice_ids\x18\x10 \x03(\t\x12\x0f\n\x07service\x18\x11 \x01(\t\x12.\n\ncreated_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08ready_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08retry_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ncel\x18\x17 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x18 \x01(\t\x12\x13\n\x0bpassed_over\x18\x19 \x01(\r\x12/\n\x0blease_until\x18\x1a \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\ntokens_out\x18\x1b \x01(\x04H\x00\x88\x01\x01\x12\x16\n\ttokens_in\x18\x1c \x01(\x04H\x01\x88\x01\x01\x12\x11\n\tneeded_by\x18\x1d \x03(\tB\r\n\x0b_tokens_outB\x0c\n\n_tokens_in\"\x91\x02\n\x08Workflow\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x05phase\x18\x03 \x01(\x0e\x32\x18.gswarm.v1.WorkflowPhase\x12\r\n\x05tasks\x18\x04 \x01(\r\x12\x0c\n\x04\x64one\x18\x05 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\r\x12\x11\n\tcancelled\x18\x07 \x01(\r\x12\r\n\x05\x61\x63tor\x18\x08 \x01(\t\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nfirst_task\x18\x0b \x01(\x04\"\xcf\x01\n\x05\x42lock\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12)\n\x05start\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06load_s\x18\x06 \x01(\x01\x12\x0f\n\x07running\x18\x07 \x01(\x08\x12\x11\n\truns_seen\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t\"J\n\x04Lane\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12 \n\x06\x62locks\x18\x03 \x03(\x0b\x32\x10.gswarm.v1.Block\"\xad\x02\n\x04Plan\x12+\n\x07made_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\r\n\x05swaps\x18\x03 \x01(\r\x12\x18\n\x10swaps_first_come\x18\x04 \x01(\r\x12+\n\x07\x64one_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\truns_seen\x18\x06 \x01(\r\x12\x15\n\roldest_wait_s\x18\x07 \x01(\x01\x12\x14\n\x0cwait_bound_s\x18\x08 \x01(\x01\x12\r\n\x05ready\x18\t \x01(\r\x12\x0f\n\x07running\x18\n \x01(\r\x12\x0f\n\x07\x62locked\x18\x0b \x01(\r\x12\x0f\n\x07waiting\x18\x0c \x01(\r\x12\x0e\n\x06\x62\x65yond\x18\r \x01(\r\"\xbe\x01\n\nActionSpec\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x04type\x18\x02 \x01(\x0e\x32\x13.gswarm.v1.TaskType\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x08priority\x18\x04 \x01(\x0e\x32\x13.gswarm.v1.Priority\x12\x0f\n\x07retries\x18\x05 \x01(\r\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x12\n\ndepends_on\x18\x07 \x03(\t\x12\x13\n\x0bparams_json\x18\x08 \x01(\t\"D\n\x0cWorkflowSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x07\x61\x63tions\x18\x02 \x03(\x0b\x32\x15.gswarm.v1.ActionSpec\"a\n\rSubmitRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12*\n\tworkflows\x18\x02 \x03(\x0b\x32\x17.gswarm.v1.WorkflowSpec\"b\n\x0eSubmitResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12&\n\tworkflows\x18\x02 \x03(\x0b\x32\x13.gswarm.v1.Workflow\x12\x16\n\x0e\x66irst_task_ids\x18\x03 \x03(\x04\"]\n\rCancelRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12\x14\n\x0cworkflow_ids\x18\x03 \x03(\t\"5\n\x0e\x43\x61ncelResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x11\n\tcancelled\x18\x02 \x01(\r\"\\\n\x0cRetryRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12\x14\n\x0cworkflow_ids\x18\x03 \x03(\t\"D\n\rRetryResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07retried\x18\x02 \x01(\r\x12\x10\n\x08task_ids\x18\x03 \x03(\t\"s\n\x12SetPriorityRequest\x12$\n\x04meta\x18\x01 \x01(\x0b\x32\x16.gswarm.v1.RequestMeta\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12%\n\x08priority\x18\x03 \x01(\x0e\x32\x13.gswarm.v1.Priority\"\'\n\x13SetPriorityResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"G\n\x0eHistoryRequest\x12\x11\n\tbefore_id\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\"1\n\x0fHistoryResponse\x12\x1e\n\x05tasks\x18\x01 \x03(\x0b\x32\x0f.gswarm.v1.Task*\x98\x01\n\x08TaskType\x12\x15\n\x11TASK_TYPE_UNKNOWN\x10\x00\x12\x17\n\x13TASK_TYPE_INFERENCE\x10\x01\x12\x16\n\x12TASK_TYPE_DOWNLOAD\x10\x02\x12\x13\n\x0fTASK_TYPE_SERVE\x10\x03\x12\x12\n\x0eTASK_TYPE_STOP\x10\x04\x12\x1b\n\x17TASK_TYPE_DATA_TRANSFER\x10\x05*q\n\x08Priority\x12\x14\n\x10PRIORITY_UNKNOWN\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x12\x15\n\x11PRIORITY_CRITICAL\x10\x04*\xc7\x01\n\tTaskPhase\x12\x16\n\x12TASK_PHASE_UNKNOWN\x10\x00\x12\x16\n\x12TASK_PHASE_WAITING\x10\x01\x12\x14\n\x10TASK_PHASE_READY\x10\x02\x12\x16\n\x12TASK_PHASE_RUNNING\x10\x03\x12\x13\n\x0fTASK_PHASE_DONE\x10\x04\x12\x15\n\x11TASK_PHASE_FAILED\x10\x05\x12\x18\n\x14TASK_PHASE_CANCELLED\x10\x06\x12\x16\n\x12TASK_PHASE_BACKOFF\x10\x07*\x98\x01\n\rWorkflowPhase\x12\x1a\n\x16WORKFLOW_PHASE_UNKNOWN\x10\x00\x12\x19\n\x15WORKFLOW_PHASE_ACTIVE\x10\x01\x12\x17\n\x13WORKFLOW_PHASE_DONE\x10\x02\x12\x19\n\x15WORKFLOW_PHASE_FAILED\x10\x03\x12\x1c\n\x18WORKFLOW_PHASE_CANCELLED\x10\x04\x32\xd1\x02\n\x05Queue\x12=\n\x06Submit\x12\x18.gswarm.v1.SubmitRequest\x1a\x19.gswarm.v1.SubmitResponse\x12=\n\x06\x43\x61ncel\x12\x18.gswarm.v1.CancelRequest\x1a\x19.gswarm.v1.CancelResponse\x12:\n\x05Retry\x12\x17.gswarm.v1.RetryRequest\x1a\x18.gswarm.v1.RetryResponse\x12L\n\x0bSetPriority\x12\x1d.gswarm.v1.SetPriorityRequest\x1a\x1e.gswarm.v1.SetPriorityResponse\x12@\n\x07History\x12\x19.gswarm.v1.HistoryRequest\x1a\x1a.gswarm.v1.HistoryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gswarm.v1.queue_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASKTYPE']._serialized_start=2803
-  _globals['_TASKTYPE']._serialized_end=2955
-  _globals['_PRIORITY']._serialized_start=2957
-  _globals['_PRIORITY']._serialized_end=3070
-  _globals['_TASKPHASE']._serialized_start=3073
-  _globals['_TASKPHASE']._serialized_end=3272
-  _globals['_WORKFLOWPHASE']._serialized_start=3275
-  _globals['_WORKFLOWPHASE']._serialized_end=3427
+  _globals['_TASKTYPE']._serialized_start=2819
+  _globals['_TASKTYPE']._serialized_end=2971
+  _globals['_PRIORITY']._serialized_start=2973
+  _globals['_PRIORITY']._serialized_end=3086
+  _globals['_TASKPHASE']._serialized_start=3089
+  _globals['_TASKPHASE']._serialized_end=3288
+  _globals['_WORKFLOWPHASE']._serialized_start=3291
+  _globals['_WORKFLOWPHASE']._serialized_end=3443
   _globals['_TASK']._serialized_start=94
   _globals['_TASK']._serialized_end=892
   _globals['_WORKFLOW']._serialized_start=895
@@ -50,31 +50,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LANE']._serialized_start=1380
   _globals['_LANE']._serialized_end=1454
   _globals['_PLAN']._serialized_start=1457
-  _globals['_PLAN']._serialized_end=1742
-  _globals['_ACTIONSPEC']._serialized_start=1745
-  _globals['_ACTIONSPEC']._serialized_end=1935
-  _globals['_WORKFLOWSPEC']._serialized_start=1937
-  _globals['_WORKFLOWSPEC']._serialized_end=2005
-  _globals['_SUBMITREQUEST']._serialized_start=2007
-  _globals['_SUBMITREQUEST']._serialized_end=2104
-  _globals['_SUBMITRESPONSE']._serialized_start=2106
-  _globals['_SUBMITRESPONSE']._serialized_end=2204
-  _globals['_CANCELREQUEST']._serialized_start=2206
-  _globals['_CANCELREQUEST']._serialized_end=2299
-  _globals['_CANCELRESPONSE']._serialized_start=2301
-  _globals['_CANCELRESPONSE']._serialized_end=2354
-  _globals['_RETRYREQUEST']._serialized_start=2356
-  _globals['_RETRYREQUEST']._serialized_end=2448
-  _globals['_RETRYRESPONSE']._serialized_start=2450
-  _globals['_RETRYRESPONSE']._serialized_end=2518
-  _globals['_SETPRIORITYREQUEST']._serialized_start=2520
-  _globals['_SETPRIORITYREQUEST']._serialized_end=2635
-  _globals['_SETPRIORITYRESPONSE']._serialized_start=2637
-  _globals['_SETPRIORITYRESPONSE']._serialized_end=2676
-  _globals['_HISTORYREQUEST']._serialized_start=2678
-  _globals['_HISTORYREQUEST']._serialized_end=2749
-  _globals['_HISTORYRESPONSE']._serialized_start=2751
-  _globals['_HISTORYRESPONSE']._serialized_end=2800
-  _globals['_QUEUE']._serialized_start=3430
-  _globals['_QUEUE']._serialized_end=3767
+  _globals['_PLAN']._serialized_end=1758
+  _globals['_ACTIONSPEC']._serialized_start=1761
+  _globals['_ACTIONSPEC']._serialized_end=1951
+  _globals['_WORKFLOWSPEC']._serialized_start=1953
+  _globals['_WORKFLOWSPEC']._serialized_end=2021
+  _globals['_SUBMITREQUEST']._serialized_start=2023
+  _globals['_SUBMITREQUEST']._serialized_end=2120
+  _globals['_SUBMITRESPONSE']._serialized_start=2122
+  _globals['_SUBMITRESPONSE']._serialized_end=2220
+  _globals['_CANCELREQUEST']._serialized_start=2222
+  _globals['_CANCELREQUEST']._serialized_end=2315
+  _globals['_CANCELRESPONSE']._serialized_start=2317
+  _globals['_CANCELRESPONSE']._serialized_end=2370
+  _globals['_RETRYREQUEST']._serialized_start=2372
+  _globals['_RETRYREQUEST']._serialized_end=2464
+  _globals['_RETRYRESPONSE']._serialized_start=2466
+  _globals['_RETRYRESPONSE']._serialized_end=2534
+  _globals['_SETPRIORITYREQUEST']._serialized_start=2536
+  _globals['_SETPRIORITYREQUEST']._serialized_end=2651
+  _globals['_SETPRIORITYRESPONSE']._serialized_start=2653
+  _globals['_SETPRIORITYRESPONSE']._serialized_end=2692
+  _globals['_HISTORYREQUEST']._serialized_start=2694
+  _globals['_HISTORYREQUEST']._serialized_end=2765
+  _globals['_HISTORYRESPONSE']._serialized_start=2767
+  _globals['_HISTORYRESPONSE']._serialized_end=2816
+  _globals['_QUEUE']._serialized_start=3446
+  _globals['_QUEUE']._serialized_end=3783
 # @@protoc_insertion_point(module_scope)

@@ -415,6 +415,7 @@ class Plan(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     BLOCKED_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    BEYOND_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """Name of the strategy."""
     swaps: _builtins.int
@@ -430,6 +431,8 @@ class Plan(_message.Message):
     """Ready, and no device takes it."""
     waiting: _builtins.int
     """Waits for other tasks, or to be tried again."""
+    beyond: _builtins.int
+    """Ready or waiting, and after the end of what is planned, which `done_at` is then: a very long queue is planned in part."""
     @_builtins.property
     def made_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -449,10 +452,11 @@ class Plan(_message.Message):
         running: _builtins.int = ...,
         blocked: _builtins.int = ...,
         waiting: _builtins.int = ...,
+        beyond: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["done_at", b"done_at", "made_at", b"made_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "done_at", b"done_at", "made_at", b"made_at", "oldest_wait_s", b"oldest_wait_s", "ready", b"ready", "running", b"running", "runs_seen", b"runs_seen", "strategy", b"strategy", "swaps", b"swaps", "swaps_first_come", b"swaps_first_come", "wait_bound_s", b"wait_bound_s", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beyond", b"beyond", "blocked", b"blocked", "done_at", b"done_at", "made_at", b"made_at", "oldest_wait_s", b"oldest_wait_s", "ready", b"ready", "running", b"running", "runs_seen", b"runs_seen", "strategy", b"strategy", "swaps", b"swaps", "swaps_first_come", b"swaps_first_come", "wait_bound_s", b"wait_bound_s", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -273,9 +273,11 @@ def plan_line(view: View, width: int) -> str:
     if plan.done_at is not None:
         seen = f"{plan.runs_seen} runs seen" if plan.runs_seen else "a guess, no runs seen"
         if width >= 96:
-            parts.append(f"plan done ≈{figures.clock(plan.done_at)} ({seen})")
+            until, after = ("planned to", f", {plan.beyond} after that") if plan.beyond else ("plan done", "")
+            parts.append(f"{until} ≈{figures.clock(plan.done_at)} ({seen}){after}")
         else:
-            parts.append(f"done ≈{figures.clock(plan.done_at)}" + ("" if plan.runs_seen else "?"))
+            until, after = ("to", f", +{plan.beyond}") if plan.beyond else ("done", "")
+            parts.append(f"{until} ≈{figures.clock(plan.done_at)}{'' if plan.runs_seen else '?'}{after}")
     if plan.oldest_wait_s > 0:
         bound = f" of {plan.wait_bound_s:.0f}s" if plan.wait_bound_s and width >= 96 else ""
         parts.append(f"oldest waits {figures.span(plan.oldest_wait_s)}{bound}")
