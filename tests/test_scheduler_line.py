@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from dataclasses import dataclass
 
 import pytest
 
+from gswarm.scheduler import strategy
 from gswarm.scheduler.strategies import ranked, turns
+from gswarm.scheduler.strategies.pieces import Line, Task
 from gswarm.scheduler.strategies.ranked import Ranked
 from gswarm.scheduler.strategies.turns import Turns
 
@@ -67,3 +70,12 @@ def test_passes_are_those_of_later_jobs_that_left_before(seed: int, monkeypatch:
                 older.passed += 1
         assert line.oldest is (there[0] if there else None)
         assert line.most_passed == max((job.passed for job in there), default=0)
+
+
+def test_a_copy_of_a_task_has_all_that_it_has() -> None:
+    task = Task(strategy.Job("t", "m", strategy.Rank.HIGH, frozenset("a"), 1.0, 2.0, "r", 3.0), Line("m"), 4.0)
+    task.since, task.missing, task.number, task.tail_s, task.server, task.is_root = 5.0, 6, 7, 8.0, "s", True
+    copied = pickle.loads(pickle.dumps(task))
+    assert copied.line.name == task.line.name
+    for name in set(Task.__slots__) - {"line"}:
+        assert getattr(copied, name) == getattr(task, name), name

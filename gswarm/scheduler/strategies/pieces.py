@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from enum import IntEnum
 from itertools import islice
+from operator import attrgetter
+from typing import Any
 
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S
 from gswarm.scheduler.strategies.memory import BYTES_PER_GB
@@ -62,6 +64,19 @@ class Task:
         """The longest path of what waits for it, with a switch for each change of model."""
         self.server = ""
         self.state = BLOCKED
+
+    def __getstate__(self) -> tuple[object, ...]:
+        # Values without their names: a plan copies tens of thousands of these, and that takes a third less.
+        return _VALUES(self)
+
+    def __setstate__(self, values: tuple[Any, ...]) -> None:
+        (
+            self.arrived, self.due, self.id, self.is_alone, self.is_root, self.line, self.missing, self.number,
+            self.rank, self.run_s, self.server, self.since, self.state, self.tail_s,
+        ) = values  # fmt: skip
+
+
+_VALUES = attrgetter(*Task.__slots__)
 
 
 class Pile:
