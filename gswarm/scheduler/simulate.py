@@ -387,6 +387,7 @@ def _ints(column: Ints) -> array[int]:
 
 def perturbed(problem: Problem, plan: Plan) -> Problem:
     """The problem whose execution times are those that `plan` had; a plan made with `noise` keeps the rest of it."""
-    widths = plan.end - plan.start
-    widths.flags.writeable = False
-    return replace(problem, seconds=widths)
+    speeds = np.asarray([min(problem.gpus[g].speed for g in gpus) for gpus in plan.sets], dtype=np.float64)
+    seconds = (plan.end - plan.start) * speeds[plan.where]
+    seconds.flags.writeable = False
+    return replace(problem, seconds=seconds)

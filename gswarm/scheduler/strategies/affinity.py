@@ -47,9 +47,8 @@ class Affinity(ListStrategy):
                 found.append((max(now, *(free_at.get(d, now) for d in devices)) + run_s, False, devices))
             else:
                 del sets[devices]
-        able = (
-            self.devices if len(model.devices) >= len(self.devices) else [d for d in self.devices if d in model.devices]
-        )
+        fits = frozenset(model.devices)
+        able = [d for d in self.devices if d in fits]
         soonest = sorted(able, key=lambda d: max(now, free_at.get(d, now)))[: model.width]
         if len(soonest) == model.width:
             devices = tuple(sorted(soonest))
