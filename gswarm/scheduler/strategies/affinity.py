@@ -15,8 +15,8 @@ class Affinity(ListStrategy):
 
     name = "affinity"
 
-    def __init__(self, *, wait_bound_s: float = float("inf"), reasons: bool = False) -> None:
-        super().__init__(wait_bound_s=wait_bound_s, reasons=reasons)
+    def __init__(self, *, reasons: bool = False) -> None:
+        super().__init__(reasons=reasons)
         self._free_at: dict[str, float] = {}
         self._sets: dict[str, dict[Set, None]] = {}
         """Sets that were given to a model and may hold it still."""

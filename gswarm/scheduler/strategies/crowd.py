@@ -59,7 +59,6 @@ class Crowd(Sharing):
 
     def __init__(
         self,
-        wait_bound_s: float = float("inf"),
         *,
         wait_weight: float = 1.0,
         switch_weight: float = 2.0,
@@ -70,7 +69,7 @@ class Crowd(Sharing):
         reasons: bool = False,
     ) -> None:
         """`urgency`: by task, to go by it, highest first, in place of the age of the request."""
-        super().__init__(wait_bound_s=wait_bound_s, reasons=reasons)
+        super().__init__(reasons=reasons)
         self.wait_weight, self.switch_weight = wait_weight, switch_weight
         self.demand_weight, self.balance_weight = demand_weight, balance_weight
         self._max_passed, self._urgency = max_passed, urgency
