@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from gswarm.scheduler import problem as problems
 from gswarm.scheduler import strategies
 from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.plan import Plan, measure
@@ -61,4 +60,4 @@ def noisy_bound(problem: Problem, noise: float, *, online: bool) -> float:
         )
 
     models = [shortened(model) for model in problem.models]
-    return lower_bound(problems.replace(problem, models=tuple(models)), online=online).value
+    return lower_bound(replace(problem, models=tuple(models)), online=online).value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -117,13 +117,6 @@ class Problem:
         """How many there are."""
         return len(self.nodes)
 
-    @property
-    def simple(self) -> bool:
-        """Whether it is the simple model: identical GPUs, empty and free at t = 0, one model each."""
-        return not (self.placements or self.running or self.shared or self.host_memory_gb) and (
-            len(set(self.gpus)) <= 1 and all(g == Gpu() for g in self.gpus[:1])
-        )
-
     def request_of(self, task: int) -> int:
         """The number of a task's request."""
         return int(np.searchsorted(self.first, task, side="right")) - 1
@@ -139,16 +132,12 @@ class Problem:
     def task_of(self, name: str) -> int:
         """The number of "request/node". Raises ProblemError."""
         request, _, node = name.rpartition("/")
-        if (number := self._request_numbers.get(request)) is None:
+        if (number := _numbers(self.requests).get(request)) is None:
             raise ProblemError(f"there is no request {request!r}; a task is named REQUEST/NODE")
         low, high = int(self.first[number]), int(self.first[number + 1])
         if node not in self.nodes[low:high]:
             raise ProblemError(f"request {request} has no node {node!r}: {', '.join(self.nodes[low:high])}")
         return self.nodes.index(node, low, high)
-
-    @property
-    def _request_numbers(self) -> dict[str, int]:
-        return _numbers(self.requests)
 
     def preds_of(self, task: int) -> Ints:
         """The tasks that must end before this one starts."""
@@ -162,13 +151,6 @@ class Problem:
 @functools.lru_cache(maxsize=4)
 def _numbers(names: tuple[str, ...]) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
-
-
-def replace(problem: Problem, **changes: Any) -> Problem:
-    """A copy of `problem` with other fields."""
-    import dataclasses
-
-    return dataclasses.replace(problem, **changes)
 
 
 def _column(values: Any, dtype: Any = np.float64) -> Any:
