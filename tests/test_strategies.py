@@ -116,6 +116,16 @@ def test_gpus_that_come_later_are_no_reason_to_take_those_that_do_not_fit(name: 
     assert faults(problem, simulate(problem, create(name)), online=True) == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_model_leaves_the_large_gpu_to_one_that_fits_nowhere_else(name: str) -> None:
+    models = [Model("large", 1, 60.0, 5.0), Model("small", 1, 10.0, 5.0)]
+    requests = [Request(f"r{n}", 0.0, (Node("n", n),), [seconds]) for n, seconds in enumerate((1.0, 10.0))]
+    problem = build(models, [Gpu(80.0), Gpu(24.0)], requests)
+    plan = simulate(problem, create(name))
+    assert faults(problem, plan, online=True) == []
+    assert name != "static" or plan.end.tolist() == [6.0, 15.0]
+
+
 # `static` is sized beforehand to the whole mix: that is what it is.
 CAUSAL = [name for name in NAMES if not isinstance(create(name), Sized)]
 

@@ -7,7 +7,7 @@ remaining GPUs first come with affinity (they switch, as they must).
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from gswarm.scheduler.strategies.listing import ListStrategy, Set
@@ -64,29 +64,35 @@ class Static(ListStrategy):
     def _size(self) -> None:
         """Divide the devices."""
         self._is_sized = True
-        work, width = self._mix, {m: self.models[m].width for m in self._mix}
-        order = sorted(work, key=lambda m: (-work[m] / width[m], m))
-        free = list(self.devices)
-        fixed = len(order)
-        while fixed and sum(width[m] for m in order[:fixed]) + self._widest(order[fixed:]) > len(free):
-            fixed -= 1
-        for m in order[:fixed]:
-            self._fix(m, free)
-        spare = self._widest(order[fixed:])
-        while wanting := [m for m in order[:fixed] if self._room(m, free) and width[m] + spare <= len(free)]:
-            self._fix(max(wanting, key=lambda m: work[m] / (width[m] * len(self._sets[m]))), free)
-        self._pool = free
+        work, order = self._mix, sorted(self._mix, key=lambda m: (-self._mix[m] / self.models[m].width, m))
+        takers = Counter(d for m in self.models.values() for d in m.devices)
+        devices = sorted(self.devices, key=lambda d: takers[d])  # those that few fit on first: the others are for all
+        for count in range(len(order), -1, -1):
+            self._sets, self._pool = {}, devices
+            if all(self._fix(m) for m in order[:count]) and self._have_room(order[count:]):
+                break
+        growing = order[:count]
+        while growing:
+            most = max(growing, key=lambda m: work[m] / (self.models[m].width * len(self._sets[m])))
+            before = self._pool
+            if not self._fix(most):
+                growing.remove(most)
+            elif not self._have_room(order[count:]):
+                self._sets[most].pop()
+                self._pool = before
+                growing.remove(most)
 
-    def _widest(self, models: Sequence[str]) -> int:
-        return max((self.models[m].width for m in models), default=0)
+    def _have_room(self, others: Sequence[str]) -> bool:
+        """Whether each of them fits on what is left."""
+        return all(sum(d in self.models[m].devices for d in self._pool) >= self.models[m].width for m in others)
 
-    def _room(self, model: str, free: list[str]) -> bool:
-        return sum(d in self.models[model].devices for d in free) >= self.models[model].width
-
-    def _fix(self, model: str, free: list[str]) -> None:
-        if not self._room(model, free):
-            return
-        devices = tuple(sorted([d for d in free if d in self.models[model].devices][: self.models[model].width]))
-        for d in devices:
-            free.remove(d)
-        self._sets.setdefault(model, []).append(devices)
+    def _fix(self, name: str) -> bool:
+        """Give the model a set of its own of what is left, if there is one."""
+        model = self.models[name]
+        able = [d for d in self._pool if d in model.devices]
+        if len(able) < model.width:
+            return False
+        chosen = able[: model.width]
+        self._pool = [d for d in self._pool if d not in chosen]
+        self._sets.setdefault(name, []).append(tuple(sorted(chosen)))
+        return True
