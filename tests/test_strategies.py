@@ -109,11 +109,14 @@ def until(problem: Problem, time: float) -> Problem:
     return build(problem.models, problem.gpus, requests, **tiers)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_gpus_that_come_later_are_no_reason_to_take_those_that_do_not_fit(name: str) -> None:
-    gpus = [Gpu(24.0), Gpu(80.0), Gpu(80.0, free_at=60.0)]
-    problem = build([Model("m", 1, 40.0, 5.0)], gpus, [Request("r", 0.0, (Node("n", 0),), [1.0])])
-    assert faults(problem, simulate(problem, create(name)), online=True) == []
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("late", [24.0, 80.0])
+@pytest.mark.parametrize("name", [*NAMES, "offline"])
+def test_gpus_too_small_are_left_alone_also_where_some_come_later(name: str, late: float, shared: bool) -> None:
+    gpus = [Gpu(24.0), Gpu(80.0), Gpu(late, free_at=6.0)]
+    requests = [Request(f"r{n}", 0.0, (Node("n", n % 2),), [10.0]) for n in range(4)]
+    problem = build([Model(m, 1, 60.0, 5.0) for m in "mn"], gpus, requests, shared=shared)
+    assert faults(problem, plan_with(name, problem).plan, online=False) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

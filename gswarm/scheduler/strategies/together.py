@@ -164,10 +164,10 @@ class Static(InOrder):
         if (site := self.idle_site(job.model)) is not None:
             return site, why
         found = []
-        for device, spot in self.spots.items():
-            if any(s.model == model.name for s in spot.sites.values()):
+        for device, left in self._left.items():
+            if any(s.model == model.name for s in self.spots[device].sites.values()):
                 continue
-            if self._left[device] >= model.memory and (fit := self._on(model, device)) is not None:
+            if left >= model.memory and (fit := self._on(model, device)) is not None:
                 found.append(fit)
         if len(found) < model.width:
             return None, why
