@@ -88,6 +88,9 @@ def problems(
         machines = [replace(machine, memory_gb=draw(ROOMS)) for machine in machines]
         if all(machine.memory_gb is None for machine in machines) or draw(st.booleans()):
             machines = [replace(machine, memory_gb=80.0) for machine in machines]
+        if not placements:  # some that not every model fits on
+            small = draw(st.integers(0, gpus - max(model.width for model in models)))
+            machines = [replace(machine, memory_gb=16.0) for machine in machines[:small]] + machines[small:]
         tier = {"shared": draw(st.booleans()), "host_memory_gb": draw(HOSTS)}
     problem = build(models, machines, requests, placements=tuple(placements), **tier)
     running = []
