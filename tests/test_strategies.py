@@ -134,12 +134,14 @@ CAUSAL = [name for name in NAMES if not isinstance(create(name), Sized)]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-@given(problem=problems(max_tasks=30), data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_nothing_is_decided_by_what_comes_later(name: str, problem: Problem, data: st.DataObject) -> None:
+@pytest.mark.parametrize("tiers", [False, True])
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_nothing_is_decided_by_what_comes_later(name: str, tiers: bool, data: st.DataObject) -> None:
+    problem = data.draw(problems(max_tasks=30, tiers=tiers))
     time = data.draw(st.sampled_from(sorted(set(problem.arrivals.tolist()))))
     part = until(problem, time)
-    whole, prefix = simulate(problem, create(name)), simulate(part, create(name))
+    whole, prefix = plan_with(name, problem).plan, plan_with(name, part).plan
     for task in range(part.tasks):
         if min(whole.start[task], prefix.start[task]) < time:
             assert whole.start[task] == prefix.start[task]
@@ -159,22 +161,6 @@ def test_plans_with_memory_tiers_are_valid_and_above_the_bound(name: str, proble
     plan = plan_with(name, problem, iterations=2, seed=1).plan
     assert faults(problem, plan, online=online) == []
     assert lower_bound(problem, online=online).value <= max(plan.end.tolist(), default=0.0) + CLOSE_S
-
-
-@pytest.mark.parametrize("name", CAUSAL)
-@given(problem=problems(max_tasks=30, tiers=True), data=st.data())
-@settings(max_examples=150, deadline=None)
-def test_with_memory_tiers_nothing_is_decided_by_what_comes_later(
-    name: str, problem: Problem, data: st.DataObject
-) -> None:
-    time = data.draw(st.sampled_from(sorted(set(problem.arrivals.tolist()))))
-    part = until(problem, time)
-    whole, prefix = plan_with(name, problem).plan, plan_with(name, part).plan
-    for task in range(part.tasks):
-        if min(whole.start[task], prefix.start[task]) < time:
-            assert whole.start[task] == prefix.start[task]
-            assert whole.switch_s[task] == prefix.switch_s[task]
-            assert whole.sets[whole.where[task]] == prefix.sets[prefix.where[task]]
 
 
 # Offline

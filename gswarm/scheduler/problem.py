@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+BYTES_PER_GB = 1e9
 UNLOAD_GB_PER_S = 16.0
 """How fast a GPU gives up the memory of what it holds."""
 SLACK_GB = 1e-6

@@ -17,7 +17,7 @@ import numpy as np
 from gswarm.scheduler import critical
 from gswarm.scheduler.holding import Holding, Placed
 from gswarm.scheduler.plan import Plan, from_columns
-from gswarm.scheduler.problem import Floats, Ints, Problem
+from gswarm.scheduler.problem import BYTES_PER_GB, Floats, Ints, Problem
 from gswarm.scheduler.sizing import Sized, mix_of
 from gswarm.scheduler.strategy import (
     Arrived,
@@ -43,7 +43,6 @@ from gswarm.scheduler.strategy import (
     Unload,
 )
 
-BYTES_PER_GB = 1e9
 IDLE_TICKS = 1000
 """Ticks in a row that may come to nothing while nothing runs and nothing is to come."""
 

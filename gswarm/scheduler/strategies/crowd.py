@@ -184,9 +184,8 @@ class Crowd(Sharing):
                 sites, clear_s = len(self.sites.get(name, ())), self._clear_s(name)
                 if sites >= self._lines[name].count + sum(bool(s.running) for s in self.sites.get(name, {}).values()):
                     break  # as many as there are tasks
-                fits = self._fits(
-                    model, self._may_leave if not sites or clear_s > self._least(model) else self._none_leaves
-                )
+                gives_way = not sites or clear_s > self.switch_weight * self.host.load_s(model)
+                fits = self._fits(model, self._may_leave if gives_way else lambda site: False)
                 if fits is None:
                     break
                 switch_s = self.switch_s(model, fits)
@@ -194,12 +193,6 @@ class Crowd(Sharing):
                 if sites and clear_s <= weight * switch_s:
                     break
                 self.bring_up(now, model, fits, f"{clear_s:.1f} s of work a site, {switch_s:.1f} s to load it here")
-
-    def _least(self, model: Model) -> float:
-        return self.switch_weight * self.host.load_s(model)
-
-    def _none_leaves(self, site: Site) -> bool:
-        return False
 
     def _may_leave(self, site: Site) -> bool:
         return site.is_idle and site.model not in self._lines and not self._is_claimed(site)
