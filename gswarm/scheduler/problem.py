@@ -191,13 +191,7 @@ def build(models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable
     machines = tuple(Gpu() for _ in range(gpus)) if isinstance(gpus, int) else tuple(gpus)
     if not machines:
         raise ProblemError("there are no GPUs")
-    for m in models:
-        if not all(np.isfinite(v) and v >= 0 for v in (m.memory_gb, m.load_s, m.sleep_s or 0, m.wake_s or 0)):
-            raise ProblemError(f"model {m.id}: memory and times are finite and not negative")
-        if m.width < 1:
-            raise ProblemError(f"model {m.id}: {m.width} GPUs; at least 1")
-    if not all(g.speed > 0 and g.free_at >= 0 for g in machines):
-        raise ProblemError("a GPU's speed is above 0, and it is not free before t = 0")
+    _refuse_odd(models, machines)
     names: list[str] = []
     node_ids: list[str] = []
     arrivals: list[float] = []
@@ -241,13 +235,7 @@ def build(models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable
         raise ProblemError(f"request {doubled} is there twice")
     if arrivals and not (np.isfinite(arrivals).all() and min(arrivals) >= 0 and (np.diff(arrivals) >= 0).all()):
         raise ProblemError("requests are in order of arrival, from 0 on")
-    for number in sorted(set(model)):
-        if models[number].width > len(machines):
-            m = models[number]
-            raise ProblemError(f"model {m.id} needs {m.width} GPUs and there are {len(machines)}")
-        if sum(g.memory_gb is None or g.memory_gb >= models[number].memory_gb for g in machines) < models[number].width:
-            m = models[number]
-            raise ProblemError(f"model {m.id} needs {m.width} GPUs of {m.memory_gb:g} GB; fewer have that much memory")
+    _refuse_misfits([models[number] for number in sorted(set(model))], machines)
     times = np.asarray(seconds, dtype=np.float64)
     if len(times) and not (np.isfinite(times).all() and (times >= 0).all()):
         worst = int(np.flatnonzero(~(np.isfinite(times) & (times >= 0)))[0])
@@ -276,6 +264,25 @@ def build(models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable
         release=_column(np.maximum(release, np.repeat(arrivals, np.diff(first))) if release else []),
         **optional,
     )
+
+
+def _refuse_odd(models: Iterable[Model], machines: Iterable[Gpu]) -> None:
+    for m in models:
+        if not all(np.isfinite(v) and v >= 0 for v in (m.memory_gb, m.load_s, m.sleep_s or 0, m.wake_s or 0)):
+            raise ProblemError(f"model {m.id}: memory and times are finite and not negative")
+        if m.width < 1:
+            raise ProblemError(f"model {m.id}: {m.width} GPUs; at least 1")
+    if not all(g.speed > 0 and g.free_at >= 0 for g in machines):
+        raise ProblemError("a GPU's speed is above 0, and it is not free before t = 0")
+
+
+def _refuse_misfits(models: Iterable[Model], machines: Sequence[Gpu]) -> None:
+    """Models of tasks that no set of the GPUs takes."""
+    for m in models:
+        if m.width > len(machines):
+            raise ProblemError(f"model {m.id} needs {m.width} GPUs and there are {len(machines)}")
+        if sum(g.memory_gb is None or g.memory_gb >= m.memory_gb for g in machines) < m.width:
+            raise ProblemError(f"model {m.id} needs {m.width} GPUs of {m.memory_gb:g} GB; fewer have that much memory")
 
 
 def _successors(pred_first: Ints, preds: Ints, tasks: int) -> tuple[Ints, Ints]:
