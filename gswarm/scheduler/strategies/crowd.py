@@ -1,4 +1,7 @@
-"""`online` on GPUs that several models share: the same rules and the same bound, for sites in place of whole GPUs.
+"""`online` on GPUs that several models share: its first three rules and its bound, for sites in place of whole GPUs.
+
+Simpler than there: what waits for others does not count, nothing is loaded ahead for it, and a priority goes first on its
+model's sites only.
 
 1. *Drain.* An idle site starts the next task of its model: by rank, then earliest deadline, then oldest request.
 2. *Load.* A model with ready tasks and no site gets one where it fits beside what is busy. One whose clearing time is
