@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gswarm.scheduler.bound import lower_bound
-from gswarm.scheduler.problem import Gpu, Model, Node, Problem, Request, build, replace
+from gswarm.scheduler.problem import Gpu, Model, Node, Problem, Request, build
 from gswarm.scheduler.validate import validate
 from tests.support import cpsat
 from tests.support.optimum import optimum

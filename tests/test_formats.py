@@ -346,7 +346,8 @@ def test_a_cluster_is_what_the_config_says_of_it() -> None:
     fewer = problem_of(json_file(CONFIG | {"cluster": cluster}), json_file(requests), 3)
     assert fewer.gpus == problem.gpus[:3] and fewer.placements == problem.placements[:1]
     assert fewer.warnings == ("x.json: placement 1 of wide is ignored: GPU 3 is none of 3",)
-    assert problem_of(json_file(CONFIG), json_file(REQUESTS), 3).simple
+    plain = problem_of(json_file(CONFIG), json_file(REQUESTS), 3)
+    assert plain.gpus == (Gpu(),) * 3 and not (plain.placements or plain.shared or plain.host_memory_gb)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace as changed
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gswarm.scheduler.generate import Recipe, generate
 from gswarm.scheduler.plan import Plan, late_requests, measure
 from gswarm.scheduler.planning import plan_with
-from gswarm.scheduler.problem import Gpu, Model, Node, Placement, Problem, ProblemError, Request, build, replace
+from gswarm.scheduler.problem import Gpu, Model, Node, Placement, Problem, ProblemError, Request, build
 from gswarm.scheduler.simulate import Record, simulate
 from gswarm.scheduler.strategies import create, names
 from gswarm.scheduler.strategies.crowd import Crowd
@@ -134,7 +134,7 @@ def test_tiers_make_online_faster_on_the_whole() -> None:
     ratios = []
     for seed in range(4):
         recipe = Recipe(seed=seed, requests=150, gpus=5, models=8, load_over_run=8, zipf=0.8, gpu_memory_gb=80)
-        alone, asleep = generate(recipe), generate(changed(recipe, host_memory_gb=1000.0))
+        alone, asleep = generate(recipe), generate(replace(recipe, host_memory_gb=1000.0))
         found = (alone, asleep, replace(alone, shared=True), replace(asleep, shared=True))
         ratios.append([measure(p, plan_with("online", p).plan, 1.0).response_p99_s for p in found])
     mean = np.exp(np.log(np.array(ratios)).mean(axis=0))
@@ -149,7 +149,7 @@ def test_offline_alone_on_a_gpu_is_never_missed() -> None:
 
 def test_offline_is_no_worse_where_models_may_sleep_too() -> None:
     recipe = Recipe(seed=1, requests=80, gpus=6, models=8, load_over_run=4, zipf=0.8, gpu_memory_gb=80, shared=True)
-    awake, asleep = (plan_with("offline", generate(changed(recipe, host_memory_gb=gb))).plan for gb in (0.0, 1000.0))
+    awake, asleep = (plan_with("offline", generate(replace(recipe, host_memory_gb=gb))).plan for gb in (0.0, 1000.0))
     assert ends(asleep) <= ends(awake) + 1e-6
 
 

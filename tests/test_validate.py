@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from gswarm.scheduler.faults import TOLERANCE_S, Kind
 from gswarm.scheduler.plan import Execution
-from gswarm.scheduler.problem import Gpu, Model, Node, Placement, Problem, Request, Running, build, replace
+from gswarm.scheduler.problem import Gpu, Model, Node, Placement, Problem, Request, Running, build
 from gswarm.scheduler.validate import validate
 from tests.support.scheduling import naive, problems
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gswarm.errors import GswarmError, InvalidError, RefusedError
@@ -21,7 +21,7 @@ from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.formats import executions_of, plan_lines, problem_of, read_file
 from gswarm.scheduler.plan import Execution
 from gswarm.scheduler.planning import Planned, names, noisy_bound, outcome
-from gswarm.scheduler.problem import Problem, ProblemError, replace
+from gswarm.scheduler.problem import Problem, ProblemError
 from gswarm.scheduler.simulate import Record, Simulation, SimulationError, perturbed
 from gswarm.scheduler.strategy import Strategy
 from gswarm.scheduler.types import Happening, Outcome

@@ -17,6 +17,10 @@ MANY = 10_000
 ConfigFile = Annotated[Path, Doc("config file: models and workflows")]
 RequestsFile = Annotated[Path, Doc("requests file")]
 Gpus = Annotated[int, Doc("how many GPUs there are")]
+Mode = Annotated[Literal["offline", "online"], Doc("offline: all is known at t = 0; online: as it arrives")]
+SearchSeed = Annotated[int, Doc("for offline: of its search")]
+SearchPasses = Annotated[int, Doc("for offline: search so many passes instead, the same on every machine")]
+SearchSeconds = Annotated[float, Doc("for offline: how long to search; 0: greedy alone")]
 
 
 @action("scheduler", "plan", local=True, effect="writes a plan file")
@@ -26,12 +30,10 @@ async def plan(
     requests: RequestsFile,
     gpus: Gpus,
     strategy: Annotated[str, Doc("fifo, baseline, affinity, static, online, offline, or one that is installed")],
-    mode: Annotated[
-        Literal["offline", "online"], Doc("offline: all is known at t = 0; online: as it arrives")
-    ] = "offline",
-    seconds: Annotated[float, Doc("for offline: how long to search; 0: greedy alone")] = SECONDS,
-    iterations: Annotated[int, Doc("for offline: search so many passes instead, the same on every machine")] = 0,
-    seed: Annotated[int, Doc("for offline: of its search")] = 0,
+    mode: Mode = "offline",
+    seconds: SearchSeconds = SECONDS,
+    iterations: SearchPasses = 0,
+    seed: SearchSeed = 0,
     out: Annotated[Path | None, Doc("plan file to write, gzip when it ends in .gz; -: standard output")] = None,
 ) -> list[Outcome] | int:
     """Plan requests on GPUs, and say what the plan comes to.
@@ -96,9 +98,7 @@ async def simulate(
     requests: RequestsFile,
     gpus: Gpus,
     strategy: Annotated[str, Doc("fifo, baseline, affinity, static, online, or one that is installed")] = "online",
-    mode: Annotated[
-        Literal["offline", "online"], Doc("offline: all is known at t = 0; online: as it arrives")
-    ] = "online",
+    mode: Mode = "online",
     noise: Annotated[float, Doc("real times differ from what is told by up to this share, 0 to below 1")] = 0.0,
     seed: Annotated[int, Doc("of the noise")] = 0,
     reasons: Annotated[bool, Doc("also why, where the strategy says so")] = False,
@@ -132,12 +132,10 @@ async def compare(
     requests: RequestsFile,
     gpus: Gpus,
     strategy: Annotated[list[str], Doc("only these; repeat")] = [],  # noqa: B006
-    mode: Annotated[
-        Literal["offline", "online"], Doc("offline: all is known at t = 0; online: as it arrives")
-    ] = "offline",
-    seconds: Annotated[float, Doc("for offline: how long to search; 0: greedy alone")] = SECONDS,
-    iterations: Annotated[int, Doc("for offline: search so many passes instead, the same on every machine")] = 0,
-    seed: Annotated[int, Doc("for offline: of its search")] = 0,
+    mode: Mode = "offline",
+    seconds: SearchSeconds = SECONDS,
+    iterations: SearchPasses = 0,
+    seed: SearchSeed = 0,
     plot: Annotated[Path | None, Doc("picture to write, .svg or .png")] = None,
 ) -> list[Outcome]:
     """Show all strategies side by side.
@@ -236,9 +234,7 @@ async def explain(
     requests: RequestsFile,
     plan: Annotated[Path, Doc("plan file")],
     task: Annotated[str, Doc("which task, REQUEST/NODE")],
-    mode: Annotated[
-        Literal["offline", "online"], Doc("offline: all is known at t = 0; online: as it arrives")
-    ] = "offline",
+    mode: Mode = "offline",
 ) -> Explanation:
     """Say why a task of a plan runs where and when it does.
 

@@ -68,7 +68,7 @@ import numpy as np
 from gswarm.scheduler import critical
 from gswarm.scheduler.cliques import Followers
 from gswarm.scheduler.demand import Demand, demand
-from gswarm.scheduler.phases import Phase, phases
+from gswarm.scheduler.phases import Phase, least_load_s, phases
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Bools, Floats, Ints, Model, Problem
 
 NOTHING = 1e-12
@@ -222,11 +222,10 @@ def _family(problem: Problem, seconds: Floats, head: Floats, tail: Floats, chose
         held[placement.model] += 1
     for running in problem.running:
         held[problem.model[running.task]] += 1
-    full = again = np.array([m.load_s for m in models])
+    full, again = np.array([m.load_s for m in models]), np.array([least_load_s(problem, m) for m in models])
     unload = np.array([m.memory_gb / UNLOAD_GB_PER_S for m in models])
     if problem.host_memory_gb:
         unload = np.minimum(unload, [m.sleep_s if m.can_sleep and m.sleep_s is not None else np.inf for m in models])
-        again = np.array([m.load_s if m.wake_s is None else min(m.wake_s, m.load_s) for m in models])
     slots = np.array([m.width * _share(problem, m) for m in models])
     return _Family(
         model=used,

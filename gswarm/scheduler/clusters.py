@@ -85,7 +85,7 @@ def _placements(
         yield Placement(models[name], tuple(sorted(gpus)))
 
 
-def lines(
+def content(
     gpus: tuple[Gpu, ...], shared: bool, host_memory_gb: float, placements: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What `read` reads; empty for a cluster of which nothing is known."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from gswarm.scheduler.faults import TOLERANCE_S
 from gswarm.scheduler.plan import Execution
 from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Model, Problem, ProblemError
 from gswarm.scheduler.types import Explanation, Neighbour, told_s
-
-TOLERANCE_S = 1e-6
 
 
 def explain(problem: Problem, executions: Sequence[Execution], task: str) -> Explanation:
@@ -24,8 +23,8 @@ def explain(problem: Problem, executions: Sequence[Execution], task: str) -> Exp
     if ours.model != (needed := problem.models[int(problem.model[number])].id):
         raise ProblemError(f"the plan runs {task} on {ours.model} and it needs {needed}: it is the plan of other files")
     ends = {_name(run): run.end for run in executions}
-    ready = _ready_times(problem, ends)
     names = _names(problem)
+    ready = _ready_times(problem, names, ends)
     after, ready_s = _made_ready(problem, number, names, ends)
     # Where several models are on a GPU, only what runs on the same placement is in the way.
     there = [r for r in executions if not problem.shared or (r.model, r.gpus) == (ours.model, ours.gpus)]
@@ -63,10 +62,9 @@ def _names(problem: Problem) -> list[str]:
     return [f"{problem.requests[r]}/{node}" for r, node in zip(requests, problem.nodes, strict=True)]
 
 
-def _ready_times(problem: Problem, ends: Mapping[str, float]) -> dict[str, float]:
+def _ready_times(problem: Problem, names: Sequence[str], ends: Mapping[str, float]) -> dict[str, float]:
     """When each task is ready in this plan; what the plan lacks holds nothing up."""
-    names, release = _names(problem), problem.release.tolist()
-    first, preds = problem.pred_first.tolist(), problem.preds.tolist()
+    release, first, preds = problem.release.tolist(), problem.pred_first.tolist(), problem.preds.tolist()
     return {
         name: max([release[t], *(ends.get(names[p], 0.0) for p in preds[first[t] : first[t + 1]])])
         for t, name in enumerate(names)

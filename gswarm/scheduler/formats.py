@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gswarm.scheduler import clusters
 from gswarm.scheduler.plan import Execution, Plan
@@ -142,6 +142,22 @@ def read_file(path: Path) -> Document:
     return Document(str(path), path.read_bytes())
 
 
+class _Dated(NamedTuple):
+    """A request as its file has it."""
+
+    at: datetime
+    name: str
+    nodes: tuple[Node, ...]
+    seconds: list[float]
+    priority: int
+    due_s: float
+
+    def since(self, first: datetime) -> Request:
+        """With seconds since the first one, which are exact to the microsecond; those since 1970 are not."""
+        arrival = (self.at - first).total_seconds()
+        return Request(self.name, arrival, self.nodes, self.seconds, (), self.priority, arrival + self.due_s)
+
+
 def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], **optional: Any) -> Problem:
     """The problem that two documents pose. Raises FormatError; what is ignored is in `Problem.warnings`.
 
@@ -150,9 +166,9 @@ def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], 
     warnings: list[str] = []
     models, numbers = _models(config)
     flows = _workflows(config, numbers, warnings)
-    made = sorted(_requests(requests, flows), key=lambda pair: pair[0])
+    made = sorted(_requests(requests, flows), key=lambda request: request.at)
     count = gpus if isinstance(gpus, int) else len(gpus)
-    _refuse_too_wide(config, models, {nodes for _, _, nodes, _, _, _ in made}, count)
+    _refuse_too_wide(config, models, {request.nodes for request in made}, count)
     if isinstance(gpus, int):
         cluster = clusters.read(config, count, numbers)
         gpus, optional = cluster.gpus, {**cluster.optional(), **optional}
@@ -161,8 +177,7 @@ def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], 
         return build(
             models,
             gpus,
-            # Differences of times are exact to the microsecond, those of seconds since 1970 are not.
-            (_request((s - made[0][0]).total_seconds(), n, f, t, p, d) for s, n, f, t, p, d in made),
+            (request.since(made[0].at) for request in made),
             warnings=tuple(warnings),
             **optional,
         )
@@ -170,12 +185,6 @@ def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], 
         raise
     except ProblemError as error:
         raise FormatError(config.name, (), str(error)) from None
-
-
-def _request(
-    arrival: float, name: str, nodes: tuple[Node, ...], seconds: list[float], priority: int, due_s: float
-) -> Request:
-    return Request(name, arrival, nodes, seconds, (), priority, arrival + due_s)
 
 
 def _refuse_too_wide(config: Document, models: Sequence[Model], flows: set[tuple[Node, ...]], gpus: int) -> None:
@@ -245,9 +254,7 @@ def _workflows(config: Document, models: Mapping[str, int], warnings: list[str])
     return flows
 
 
-def _requests(
-    requests: Document, flows: Mapping[str, tuple[Node, ...]]
-) -> Iterator[tuple[datetime, str, tuple[Node, ...], list[float], int, float]]:
+def _requests(requests: Document, flows: Mapping[str, tuple[Node, ...]]) -> Iterator[_Dated]:
     seen: set[str] = set()
     for number, body in enumerate(requests.take(requests.content, ("requests",), list)):
         at: Keys = ("requests", number)
@@ -268,7 +275,7 @@ def _requests(
             seconds.append(value)
         priority = requests.take(body, (*at, "priority"), int, 0)
         due_s = requests.take(body, (*at, "deadline_seconds"), float, math.inf)
-        yield _stamp(requests, body, (*at, "timestamp")), name, flows[flow], seconds, priority, due_s
+        yield _Dated(_stamp(requests, body, (*at, "timestamp")), name, flows[flow], seconds, priority, due_s)
 
 
 def _stamp(requests: Document, body: Mapping[str, object], at: Keys) -> datetime:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gswarm.scheduler.problem import Gpu, Model, Node, Problem, ProblemError, Request, build
+from gswarm.scheduler.problem import Floats, Gpu, Model, Node, Problem, ProblemError, Request, build
 
 SLEEP_GB_PER_S = 25.0
 """Between a GPU and host memory, both ways: what a PCIe 4.0 x16 link carries in practice."""
@@ -62,7 +62,7 @@ def generate(recipe: Recipe) -> Problem:
         raise ProblemError("saturation is above 0, burst at least 1, run_s not negative, wide_share from 0 to 1")
     rng = np.random.default_rng(recipe.seed)
     runs = recipe.run_s * rng.uniform(0.4, 1.8, recipe.models)
-    models = [_model(recipe, rng, number, float(runs[number])) for number in range(recipe.models)]
+    models = [_model(recipe, rng, number) for number in range(recipe.models)]
     weights = np.arange(1, recipe.models + 1, dtype=float) ** -recipe.zipf
     popularity = rng.permutation(weights / weights.sum())
     flows = [_workflow(recipe, rng, popularity) for _ in range(recipe.workflows)]
@@ -88,7 +88,7 @@ def generate(recipe: Recipe) -> Problem:
     return build(models, gpus, requests, shared=recipe.shared, host_memory_gb=recipe.host_memory_gb)
 
 
-def _model(recipe: Recipe, rng: np.random.Generator, number: int, run_s: float) -> Model:
+def _model(recipe: Recipe, rng: np.random.Generator, number: int) -> Model:
     width = 1
     if rng.random() < recipe.wide_share:
         width = min(recipe.gpus, int(rng.choice([2, 4], p=[0.7, 0.3])))
@@ -97,7 +97,7 @@ def _model(recipe: Recipe, rng: np.random.Generator, number: int, run_s: float) 
     return Model(f"m{number:02d}", width, memory, load, f"model {number}")
 
 
-def _workflow(recipe: Recipe, rng: np.random.Generator, popularity: np.ndarray) -> tuple[Node, ...]:
+def _workflow(recipe: Recipe, rng: np.random.Generator, popularity: Floats) -> tuple[Node, ...]:
     nodes: list[Node] = []
     above: list[int] = []
     for _ in range(int(rng.integers(1, recipe.depth + 1))):

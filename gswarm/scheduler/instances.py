@@ -42,7 +42,7 @@ def config_lines(problem: Problem) -> Iterator[str]:
             ],
         }
     placed = [{"model": ids[p.model], "gpus": list(p.gpus)} for p in problem.placements]
-    cluster = clusters.lines(problem.gpus, problem.shared, problem.host_memory_gb, placed)
+    cluster = clusters.content(problem.gpus, problem.shared, problem.host_memory_gb, placed)
     told = {"models": models, "workflows": flows} | ({"cluster": cluster} if cluster else {})
     yield json.dumps(told, indent=1) + "\n"
 

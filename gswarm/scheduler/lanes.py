@@ -45,16 +45,12 @@ def blocks(executions: Iterable[Execution], gpus: int, *, gap_s: float = 0.0) ->
     """Per GPU its blocks in order. A pause of more than `gap_s` ends one."""
     made: list[list[Block]] = [[] for _ in range(gpus)]
     open_: list[dict[tuple[tuple[int, ...], str], Block]] = [{} for _ in range(gpus)]
-
     for run in sorted(executions, key=lambda r: (r.start, r.end)):
         for gpu in run.gpus:
             if not 0 <= gpu < gpus:
                 continue  # an invalid plan can be looked at too
-            block, key, going = (
-                Block(run.model, run.start, run.end, run.switch_seconds, 1),
-                (run.gpus, run.model),
-                open_[gpu],
-            )
+            block = Block(run.model, run.start, run.end, run.switch_seconds, 1)
+            key, going = (run.gpus, run.model), open_[gpu]
             before = going.get(key)
             if before is not None and not run.switch_seconds and run.start - before.end <= gap_s:
                 block = Block(before.model, before.start, max(before.end, run.end), before.load_s, before.count + 1)

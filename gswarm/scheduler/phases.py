@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gswarm.scheduler import critical
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Bools, Floats, Ints, Problem
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Bools, Floats, Ints, Model, Problem
 
 SLACK = 1e-9
 """Seconds that count as none."""
@@ -95,7 +95,7 @@ def phases(problem: Problem, seconds: Floats, order: list[Ints]) -> list[Phase]:
             return total[others]
 
         unloads = [0.0 if problem.host_memory_gb else problem.models[m].memory_gb / UNLOAD_GB_PER_S for m in used]
-        load = np.array([_again(problem, m) for m in range(len(problem.models))])
+        load = np.array([least_load_s(problem, m) for m in problem.models])
         before = work(~mine & is_before & ~is_after)
         found.append(
             Phase(
@@ -113,9 +113,8 @@ def phases(problem: Problem, seconds: Floats, order: list[Ints]) -> list[Phase]:
     return found
 
 
-def _again(problem: Problem, m: int) -> float:
-    """The least that a load of it costs, seconds."""
-    model = problem.models[m]
+def least_load_s(problem: Problem, model: Model) -> float:
+    """The least that it takes to bring a model up once it was loaded, seconds."""
     if problem.host_memory_gb and model.wake_s is not None:
         return min(model.load_s, model.wake_s)
     return model.load_s

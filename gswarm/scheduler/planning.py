@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from gswarm.scheduler import problem as problems
 from gswarm.scheduler import strategies
 from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.plan import Plan, measure
-from gswarm.scheduler.problem import Problem
+from gswarm.scheduler.problem import Model, Problem
 from gswarm.scheduler.simulate import Simulation
 from gswarm.scheduler.strategies import offline
 from gswarm.scheduler.types import Outcome
@@ -49,5 +48,16 @@ def outcome(name: str, problem: Problem, planned: Planned, bound_s: float, *, on
 
 def noisy_bound(problem: Problem, noise: float, *, online: bool) -> float:
     """A bound for times that were off by up to `noise`: execution times as in `problem`, loads as short as they may be."""
-    models = [replace(m, load_s=m.load_s * (1 - noise), memory_gb=m.memory_gb * (1 - noise)) for m in problem.models]
-    return lower_bound(problems.replace(problem, models=tuple(models)), online=online).value
+    least = 1 - noise
+
+    def shortened(model: Model) -> Model:
+        return replace(
+            model,
+            load_s=least * model.load_s,
+            memory_gb=least * model.memory_gb,
+            sleep_s=None if model.sleep_s is None else least * model.sleep_s,
+            wake_s=None if model.wake_s is None else least * model.wake_s,
+        )
+
+    models = [shortened(model) for model in problem.models]
+    return lower_bound(replace(problem, models=tuple(models)), online=online).value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+BYTES_PER_GB = 1e9
 UNLOAD_GB_PER_S = 16.0
 """How fast a GPU gives up the memory of what it holds."""
 SLACK_GB = 1e-6
@@ -117,13 +118,6 @@ class Problem:
         """How many there are."""
         return len(self.nodes)
 
-    @property
-    def simple(self) -> bool:
-        """Whether it is the simple model: identical GPUs, empty and free at t = 0, one model each."""
-        return not (self.placements or self.running or self.shared or self.host_memory_gb) and (
-            len(set(self.gpus)) <= 1 and all(g == Gpu() for g in self.gpus[:1])
-        )
-
     def request_of(self, task: int) -> int:
         """The number of a task's request."""
         return int(np.searchsorted(self.first, task, side="right")) - 1
@@ -139,16 +133,12 @@ class Problem:
     def task_of(self, name: str) -> int:
         """The number of "request/node". Raises ProblemError."""
         request, _, node = name.rpartition("/")
-        if (number := self._request_numbers.get(request)) is None:
+        if (number := _numbers(self.requests).get(request)) is None:
             raise ProblemError(f"there is no request {request!r}; a task is named REQUEST/NODE")
         low, high = int(self.first[number]), int(self.first[number + 1])
         if node not in self.nodes[low:high]:
             raise ProblemError(f"request {request} has no node {node!r}: {', '.join(self.nodes[low:high])}")
         return self.nodes.index(node, low, high)
-
-    @property
-    def _request_numbers(self) -> dict[str, int]:
-        return _numbers(self.requests)
 
     def preds_of(self, task: int) -> Ints:
         """The tasks that must end before this one starts."""
@@ -162,13 +152,6 @@ class Problem:
 @functools.lru_cache(maxsize=4)
 def _numbers(names: tuple[str, ...]) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
-
-
-def replace(problem: Problem, **changes: Any) -> Problem:
-    """A copy of `problem` with other fields."""
-    import dataclasses
-
-    return dataclasses.replace(problem, **changes)
 
 
 def _column(values: Any, dtype: Any = np.float64) -> Any:
@@ -208,13 +191,7 @@ def build(models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable
     machines = tuple(Gpu() for _ in range(gpus)) if isinstance(gpus, int) else tuple(gpus)
     if not machines:
         raise ProblemError("there are no GPUs")
-    for m in models:
-        if not all(np.isfinite(v) and v >= 0 for v in (m.memory_gb, m.load_s, m.sleep_s or 0, m.wake_s or 0)):
-            raise ProblemError(f"model {m.id}: memory and times are finite and not negative")
-        if m.width < 1:
-            raise ProblemError(f"model {m.id}: {m.width} GPUs; at least 1")
-    if not all(g.speed > 0 and g.free_at >= 0 for g in machines):
-        raise ProblemError("a GPU's speed is above 0, and it is not free before t = 0")
+    _refuse_odd(models, machines)
     names: list[str] = []
     node_ids: list[str] = []
     arrivals: list[float] = []
@@ -258,13 +235,7 @@ def build(models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable
         raise ProblemError(f"request {doubled} is there twice")
     if arrivals and not (np.isfinite(arrivals).all() and min(arrivals) >= 0 and (np.diff(arrivals) >= 0).all()):
         raise ProblemError("requests are in order of arrival, from 0 on")
-    for number in sorted(set(model)):
-        if models[number].width > len(machines):
-            m = models[number]
-            raise ProblemError(f"model {m.id} needs {m.width} GPUs and there are {len(machines)}")
-        if sum(g.memory_gb is None or g.memory_gb >= models[number].memory_gb for g in machines) < models[number].width:
-            m = models[number]
-            raise ProblemError(f"model {m.id} needs {m.width} GPUs of {m.memory_gb:g} GB; fewer have that much memory")
+    _refuse_misfits([models[number] for number in sorted(set(model))], machines)
     times = np.asarray(seconds, dtype=np.float64)
     if len(times) and not (np.isfinite(times).all() and (times >= 0).all()):
         worst = int(np.flatnonzero(~(np.isfinite(times) & (times >= 0)))[0])
@@ -293,6 +264,25 @@ def build(models: Sequence[Model], gpus: int | Sequence[Gpu], requests: Iterable
         release=_column(np.maximum(release, np.repeat(arrivals, np.diff(first))) if release else []),
         **optional,
     )
+
+
+def _refuse_odd(models: Iterable[Model], machines: Iterable[Gpu]) -> None:
+    for m in models:
+        if not all(np.isfinite(v) and v >= 0 for v in (m.memory_gb, m.load_s, m.sleep_s or 0, m.wake_s or 0)):
+            raise ProblemError(f"model {m.id}: memory and times are finite and not negative")
+        if m.width < 1:
+            raise ProblemError(f"model {m.id}: {m.width} GPUs; at least 1")
+    if not all(g.speed > 0 and g.free_at >= 0 for g in machines):
+        raise ProblemError("a GPU's speed is above 0, and it is not free before t = 0")
+
+
+def _refuse_misfits(models: Iterable[Model], machines: Sequence[Gpu]) -> None:
+    """Models of tasks that no set of the GPUs takes."""
+    for m in models:
+        if m.width > len(machines):
+            raise ProblemError(f"model {m.id} needs {m.width} GPUs and there are {len(machines)}")
+        if sum(g.memory_gb is None or g.memory_gb >= m.memory_gb for g in machines) < m.width:
+            raise ProblemError(f"model {m.id} needs {m.width} GPUs of {m.memory_gb:g} GB; fewer have that much memory")
 
 
 def _successors(pred_first: Ints, preds: Ints, tasks: int) -> tuple[Ints, Ints]:

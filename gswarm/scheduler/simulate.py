@@ -17,7 +17,7 @@ import numpy as np
 from gswarm.scheduler import critical
 from gswarm.scheduler.holding import Holding, Placed
 from gswarm.scheduler.plan import Plan, from_columns
-from gswarm.scheduler.problem import Floats, Ints, Problem
+from gswarm.scheduler.problem import BYTES_PER_GB, Floats, Ints, Problem
 from gswarm.scheduler.sizing import Sized, mix_of
 from gswarm.scheduler.strategy import (
     Arrived,
@@ -43,7 +43,6 @@ from gswarm.scheduler.strategy import (
     Unload,
 )
 
-BYTES_PER_GB = 1e9
 IDLE_TICKS = 1000
 """Ticks in a row that may come to nothing while nothing runs and nothing is to come."""
 
@@ -387,6 +386,7 @@ def _ints(column: Ints) -> array[int]:
 
 def perturbed(problem: Problem, plan: Plan) -> Problem:
     """The problem whose execution times are those that `plan` had; a plan made with `noise` keeps the rest of it."""
-    widths = plan.end - plan.start
-    widths.flags.writeable = False
-    return replace(problem, seconds=widths)
+    speeds = np.asarray([min(problem.gpus[g].speed for g in gpus) for gpus in plan.sets], dtype=np.float64)
+    seconds = (plan.end - plan.start) * speeds[plan.where]
+    seconds.flags.writeable = False
+    return replace(problem, seconds=seconds)

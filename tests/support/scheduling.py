@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace as replaced
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -20,7 +20,6 @@ from gswarm.scheduler.problem import (
     Request,
     Running,
     build,
-    replace,
 )
 
 # Equal times and zeros are where ties are; eighths are exact, and thirds are not.
@@ -58,7 +57,7 @@ def problems(
         for n in range(draw(st.integers(1, max_models)))
     ]
     if tiers:
-        models = [replaced(m, sleep_s=draw(NAPS), wake_s=draw(NAPS)) for m in models]
+        models = [replace(m, sleep_s=draw(NAPS), wake_s=draw(NAPS)) for m in models]
     due = draw(st.booleans()) if tiers else False
     flows = draw(st.lists(_flows(len(models), max_nodes=min(6, max_tasks)), min_size=1, max_size=3))
     requests: list[Request] = []
@@ -86,9 +85,12 @@ def problems(
                 empty = empty[model.width :]
     tier: dict[str, Any] = {}
     if tiers:
-        machines = [replaced(machine, memory_gb=draw(ROOMS)) for machine in machines]
+        machines = [replace(machine, memory_gb=draw(ROOMS)) for machine in machines]
         if all(machine.memory_gb is None for machine in machines) or draw(st.booleans()):
-            machines = [replaced(machine, memory_gb=80.0) for machine in machines]
+            machines = [replace(machine, memory_gb=80.0) for machine in machines]
+        if not placements:  # some that not every model fits on
+            small = draw(st.integers(0, gpus - max(model.width for model in models)))
+            machines = [replace(machine, memory_gb=16.0) for machine in machines[:small]] + machines[small:]
         tier = {"shared": draw(st.booleans()), "host_memory_gb": draw(HOSTS)}
     problem = build(models, machines, requests, placements=tuple(placements), **tier)
     running = []

@@ -19,7 +19,6 @@ OURS = {
     "static": "static:Static",
     "online": "online:Online",
 }
-
 SHARED = {
     "fifo": "together:Fifo",
     "baseline": "together:Baseline",
@@ -28,8 +27,6 @@ SHARED = {
     "online": "crowd:Crowd",
 }
 """The same on GPUs that several models share."""
-
-
 LIVE = "online"
 """The one of ours that the live queue can run on: the others give tasks away for good and take no withdrawal."""
 

@@ -15,8 +15,8 @@ class Affinity(ListStrategy):
 
     name = "affinity"
 
-    def __init__(self, *, wait_bound_s: float = float("inf"), reasons: bool = False) -> None:
-        super().__init__(wait_bound_s=wait_bound_s, reasons=reasons)
+    def __init__(self, *, reasons: bool = False) -> None:
+        super().__init__(reasons=reasons)
         self._free_at: dict[str, float] = {}
         self._sets: dict[str, dict[Set, None]] = {}
         """Sets that were given to a model and may hold it still."""
@@ -47,9 +47,8 @@ class Affinity(ListStrategy):
                 found.append((max(now, *(free_at.get(d, now) for d in devices)) + run_s, False, devices))
             else:
                 del sets[devices]
-        able = (
-            self.devices if len(model.devices) >= len(self.devices) else [d for d in self.devices if d in model.devices]
-        )
+        fits = frozenset(model.devices)
+        able = [d for d in self.devices if d in fits]
         soonest = sorted(able, key=lambda d: max(now, free_at.get(d, now)))[: model.width]
         if len(soonest) == model.width:
             devices = tuple(sorted(soonest))

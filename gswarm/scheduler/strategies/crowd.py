@@ -1,4 +1,7 @@
-"""`online` on GPUs that several models share: the same rules and the same bound, for sites in place of whole GPUs.
+"""`online` on GPUs that several models share: its first three rules and its bound, for sites in place of whole GPUs.
+
+Simpler than there: what waits for others does not count, nothing is loaded ahead for it, and a priority goes first on its
+model's sites only.
 
 1. *Drain.* An idle site starts the next task of its model: by rank, then earliest deadline, then oldest request.
 2. *Load.* A model with ready tasks and no site gets one where it fits beside what is busy. One whose clearing time is
@@ -59,7 +62,6 @@ class Crowd(Sharing):
 
     def __init__(
         self,
-        wait_bound_s: float = float("inf"),
         *,
         wait_weight: float = 1.0,
         switch_weight: float = 2.0,
@@ -70,7 +72,7 @@ class Crowd(Sharing):
         reasons: bool = False,
     ) -> None:
         """`urgency`: by task, to go by it, highest first, in place of the age of the request."""
-        super().__init__(wait_bound_s=wait_bound_s, reasons=reasons)
+        super().__init__(reasons=reasons)
         self.wait_weight, self.switch_weight = wait_weight, switch_weight
         self.demand_weight, self.balance_weight = demand_weight, balance_weight
         self._max_passed, self._urgency = max_passed, urgency
@@ -185,9 +187,8 @@ class Crowd(Sharing):
                 sites, clear_s = len(self.sites.get(name, ())), self._clear_s(name)
                 if sites >= self._lines[name].count + sum(bool(s.running) for s in self.sites.get(name, {}).values()):
                     break  # as many as there are tasks
-                fits = self._fits(
-                    model, self._may_leave if not sites or clear_s > self._least(model) else self._none_leaves
-                )
+                gives_way = not sites or clear_s > self.switch_weight * self.host.load_s(model)
+                fits = self._fits(model, self._may_leave if gives_way else lambda site: False)
                 if fits is None:
                     break
                 switch_s = self.switch_s(model, fits)
@@ -195,12 +196,6 @@ class Crowd(Sharing):
                 if sites and clear_s <= weight * switch_s:
                     break
                 self.bring_up(now, model, fits, f"{clear_s:.1f} s of work a site, {switch_s:.1f} s to load it here")
-
-    def _least(self, model: Model) -> float:
-        return self.switch_weight * self.host.load_s(model)
-
-    def _none_leaves(self, site: Site) -> bool:
-        return False
 
     def _may_leave(self, site: Site) -> bool:
         return site.is_idle and site.model not in self._lines and not self._is_claimed(site)

@@ -1,7 +1,7 @@
 """Where models are and where they are about to be: GPUs, servers, and moves of a model onto a set of GPUs.
 
-A move claims a set of GPUs for a model. It waits until what is on them has run out (`DRAINING`), ends the servers there
-(`UNLOADING`) and loads (`LOADING`). Only a draining move can be called off.
+A move claims a set of GPUs for a model. It waits until what is on them has run out, ends the servers there (it is *fixed*
+then, and cannot be called off any more) and loads.
 """
 
 from __future__ import annotations

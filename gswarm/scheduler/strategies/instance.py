@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gswarm.scheduler import critical
 from gswarm.scheduler.bound import rough_bound
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Ints, Problem, replace
+from gswarm.scheduler.problem import UNLOAD_GB_PER_S, Ints, Problem
 
 NOTHING = 1e-9
 """Seconds of work that count as none, for sums of floats."""
@@ -61,8 +61,9 @@ class Instance:
         """The same with time reversed: each task waits for its successors. Made once."""
         if self._mirrored is None:
             p = self.problem
-            ways = {"pred_first": p.succ_first, "preds": p.succs, "succ_first": p.pred_first, "succs": p.preds}
-            self._mirrored = Instance(replace(p, **ways))
+            self._mirrored = Instance(
+                replace(p, pred_first=p.succ_first, preds=p.succs, succ_first=p.pred_first, succs=p.preds)
+            )
         return self._mirrored
 
     def _unlocks(self) -> list[float]:

@@ -48,8 +48,8 @@ class ListStrategy:
     name = "list"
     wait_bound_s = float("inf")
 
-    def __init__(self, *, wait_bound_s: float = float("inf"), reasons: bool = False) -> None:
-        self.wait_bound_s, self.reasons = wait_bound_s, reasons
+    def __init__(self, *, reasons: bool = False) -> None:
+        self.reasons = reasons
         self.ready: deque[Job] = deque()
         """Ready tasks that were given nothing yet, first come first."""
         self.models: dict[str, Model] = {}
@@ -76,7 +76,7 @@ class ListStrategy:
         out: list[Instruction] = []
         self._out = out
         for event in events:
-            self._take(now, event)
+            self._take(event)
         self.decide(now)
         return out
 
@@ -150,7 +150,7 @@ class ListStrategy:
         self._host.brought_up(turn.job.model)
         self._out.append(Load(turn.job.model, turn.devices, turn.reason))
 
-    def _take(self, now: float, event: Event) -> None:
+    def _take(self, event: Event) -> None:
         match event:
             case Arrived(job):
                 if self._host.room:

@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S
+from gswarm.scheduler.problem import BYTES_PER_GB, UNLOAD_GB_PER_S
 from gswarm.scheduler.strategy import Drop, Instruction, Model, Unload
-
-BYTES_PER_GB = 1e9
 
 
 def unload_s(model: Model) -> float:

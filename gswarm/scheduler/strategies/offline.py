@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 from gswarm.scheduler.bound import lower_bound
 from gswarm.scheduler.plan import Plan, late_requests
 from gswarm.scheduler.problem import Problem, ProblemError
-from gswarm.scheduler.problem import replace as replaced
 from gswarm.scheduler.strategies import crowding
 from gswarm.scheduler.strategies.batching import Pass
 from gswarm.scheduler.strategies.instance import MANY, Instance
@@ -52,10 +52,10 @@ def plan(problem: Problem, *, seconds: float = 0.0, iterations: int = 0, seed: i
         return _batched(problem, seconds, iterations, seed)
     known, part = None, seconds / 2
     if _is_apart(problem):  # to have a GPU alone is never wrong
-        known = _batched(replaced(problem, shared=False), part, iterations, seed)
+        known = _batched(replace(problem, shared=False), part, iterations, seed)
     if problem.host_memory_gb:  # nor is to let nothing sleep
         part /= 2
-        awake = replaced(problem, host_memory_gb=0.0)
+        awake = replace(problem, host_memory_gb=0.0)
         known = crowding.plan(awake, known, seconds=part, iterations=iterations, seed=seed)
     return crowding.plan(problem, known, seconds=part, iterations=iterations, seed=seed)
 
@@ -121,9 +121,8 @@ def search(instance: Instance, *, seconds: float, iterations: int, seed: int) ->
     def progress() -> float:
         return passes / iterations if iterations else (time.monotonic() - began) / seconds
 
-    best, _, policy = tried[0]
     if not instance.model:
-        return policy
+        return tried[0][2]
     random = Random(seed)
     for n in range(len(policies), len(policies) + DRAWN):
         if progress() >= 0.2:

@@ -25,10 +25,11 @@ and those that are being loaded; its *clearing time* is the seconds of work of i
 
 The bound. A ready task is passed over once for each task that became ready later and leaves the line before it, anywhere.
 No task is passed over more than `max_passed` times (by default `PASSES_PER_GPU` a GPU, or more where the line is long or
-loads dwarf the tasks, see `Turns.allowed`; the most that this was while it waited): when the oldest was passed over so often, nothing starts but that task. The oldest one is passed over most, since whoever passes over some
-task passes over the oldest one too; so the check before each start bounds all, whatever their width or priority, and
-whatever was loaded ahead. It comes to its turn: nothing else starts, so what runs ends; claims of others are called off,
-and it may claim any GPUs of ours that can be reached. From half of that on it is *due*: it goes first on its model's next
+loads dwarf the tasks; the most that this was while it waited): when the oldest was passed over so often, nothing starts
+but that task. The oldest one is passed over most, since whoever passes over some task passes over the oldest one too; so
+the check before each start bounds all, whatever their width or priority, and whatever was loaded ahead. It comes to its
+turn: nothing else starts, so what runs ends; claims of others are called off, and it may claim any GPUs of ours that can
+be reached. From half of that on it is *due*: it goes first on its model's next
 server, or claims the GPUs that fall free soonest, so that the hard stop is seldom needed. A task also is due when it has
 waited `wait_bound_s`, but then it takes no GPUs from a model whose own tasks have waited as long. Tasks that nothing can
 be done for (their model is not there, or all it fits on belongs to others or is out of reach) are not in line; they join it
@@ -215,7 +216,7 @@ class Online(Placing):
                 return False
         if task is None:
             task = self._take_next(line, copy)
-        why = self._why(task, copy) if self.reasons else ""
+        why = self._why(task) if self.reasons else ""
         passed_over = self._unready(task, RUNNING)
         task.server = copy.server.id
         copy.running += 1
@@ -252,7 +253,7 @@ class Online(Placing):
             line.queue.push(put_back)
         return task
 
-    def _why(self, task: Task, copy: Copy) -> str:
+    def _why(self, task: Task) -> str:
         waited = self._now - task.since
         order = (
             "the oldest request, or the one with the most to follow, first"

@@ -9,8 +9,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from gswarm.scheduler.problem import UNLOAD_GB_PER_S
-from gswarm.scheduler.strategies.memory import BYTES_PER_GB
+from gswarm.scheduler.strategies.memory import unload_s
 from gswarm.scheduler.strategies.ranked import Ranked
 from gswarm.scheduler.strategy import Device, Job, Model, Server
 
@@ -143,7 +142,7 @@ class Line:
         """What it takes and costs."""
         self.model, self.width, self.run_s = model, model.width, model.run_s
         self.devices = frozenset(model.devices)
-        self.switch_s = model.load_s + model.memory / BYTES_PER_GB / UNLOAD_GB_PER_S
+        self.switch_s = model.load_s + unload_s(model)
 
     @property
     def supply(self) -> int:

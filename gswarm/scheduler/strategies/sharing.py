@@ -85,8 +85,8 @@ class Sharing:
     name = "sharing"
     wait_bound_s = float("inf")
 
-    def __init__(self, *, wait_bound_s: float = float("inf"), reasons: bool = False) -> None:
-        self.wait_bound_s, self.reasons = wait_bound_s, reasons
+    def __init__(self, *, reasons: bool = False) -> None:
+        self.reasons = reasons
         self.models: dict[str, Model] = {}
         self.spots: dict[str, Spot] = {}
         """GPUs that may be used."""

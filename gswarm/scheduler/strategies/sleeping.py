@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 from gswarm.scheduler.problem import SLACK_GB
 from gswarm.scheduler.strategies.batching import Pass
@@ -32,23 +33,15 @@ class SleepingPass(Pass):
         """Placements that left their GPUs by sleep."""
         self._woken: set[int] = set()
 
-    def _load(self, m: int) -> int | None:
-        gpus = self._take(m)
-        if gpus is None:
-            return None
-        self._loads += 1
-        woken = self._asleep[m] > 0
-        last, *others = {self._last[g] for g in gpus}
-        intact = not others and last >= 0 and self._placed[last] == m and len(self._sets[last]) == len(gpus)
-        switch_s = 0.0
-        if not intact or last in self._slept:
-            switch_s = self._instance.load[m] + max(self._unload_s(g) for g in gpus)
-            if woken:
-                self._sleeps(m, -1)
-        placement = self._place(m, gpus, self._now + switch_s, switch_s)
-        if woken:
-            self._woken.add(placement)
-        return placement
+    def _is_intact(self, m: int, gpus: Sequence[int]) -> bool:
+        return super()._is_intact(m, gpus) and self._last[gpus[0]] not in self._slept
+
+    def _switched(self, m: int, gpus: Sequence[int]) -> tuple[float, float]:
+        times = super()._switched(m, gpus)
+        if self._asleep[m]:
+            self._sleeps(m, -1)
+            self._woken.add(len(self._placed))  # the placement that is made of it next
+        return times
 
     def _unload_s(self, gpu: int) -> float:
         last = self._last[gpu]

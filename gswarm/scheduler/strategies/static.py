@@ -7,38 +7,36 @@ remaining GPUs first come with affinity (they switch, as they must).
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Sequence
 
 from gswarm.scheduler.strategies.listing import ListStrategy, Set
 from gswarm.scheduler.strategy import Job
 
 
 class Static(ListStrategy):
-    """See the module's docstring. The mix is what an operator knows: GPU-seconds per model; else that of the first jobs."""
+    """See the module's docstring. The mix is what an operator knows: GPU-seconds per model."""
 
     name = "static"
 
-    def __init__(
-        self, *, mix: Mapping[str, float] | None = None, wait_bound_s: float = float("inf"), reasons: bool = False
-    ) -> None:
-        super().__init__(wait_bound_s=wait_bound_s, reasons=reasons)
-        self._mix = dict(mix or {})
+    def __init__(self, *, reasons: bool = False) -> None:
+        super().__init__(reasons=reasons)
+        self._mix: dict[str, float] = {}
         self._sets: dict[str, list[Set]] = {}
         self._pool: list[str] = []
         self._lines_of: dict[str, deque[Job]] = {}
         self._shared: deque[Job] = deque()
-        self._sized_for = -1
+        self._is_sized = False
 
     def size_to(self, mix: dict[str, float]) -> None:
         """Take in how many GPU-seconds there are of each model."""
-        self._mix = self._mix or mix
+        self._mix = mix
 
     def decide(self, now: float) -> None:
         """Serve each model's line, and the shared one, while there are GPUs for its head."""
         if any(d not in self.number for m in self.models.values() for d in m.devices):
             return  # what is fixed is sized to all GPUs, also to those that come free later
-        if self._sized_for != len(self.devices):
+        if not self._is_sized:
             self._size()
         while self.ready:
             job = self.ready.popleft()
@@ -64,42 +62,37 @@ class Static(ListStrategy):
             self.give(self._shared.popleft(), devices, f"{model.name} has no set of its own: shared GPUs")
 
     def _size(self) -> None:
-        """Divide the devices. Later devices join only while nothing was given yet: fixed is fixed."""
-        self._sized_for = len(self.devices)
-        if self._running or self._sets:
-            self._pool += [d for d in self.devices if d not in self._pool and not self._is_fixed(d)]
-            return
-        work = self._mix or {}
-        if not work:
-            for job in self.ready:
-                seconds = self.models[job.model].run_s if job.run_s is None else job.run_s
-                work[job.model] = work.get(job.model, 0.0) + seconds * self.models[job.model].width
-        order = sorted((m for m in work if m in self.models), key=lambda m: (-work[m] / self.models[m].width, m))
-        width = {m: self.models[m].width for m in self.models}
-        unknown = [m for m in self.models if m not in work]
-        free = list(self.devices)
-        fixed = len(order)
-        while fixed and sum(width[m] for m in order[:fixed]) + max(
-            (width[m] for m in order[fixed:] + ([] if self._mix else unknown)), default=0
-        ) > len(free):
-            fixed -= 1
-        for m in order[:fixed]:
-            self._fix(m, free)
-        spare = max((width[m] for m in order[fixed:] + ([] if self._mix else unknown)), default=0)
-        while wanting := [m for m in order[:fixed] if self._room(m, free) and width[m] + spare <= len(free)]:
-            self._fix(max(wanting, key=lambda m: work[m] / (width[m] * len(self._sets[m]))), free)
-        self._pool = free
+        """Divide the devices."""
+        self._is_sized = True
+        work, order = self._mix, sorted(self._mix, key=lambda m: (-self._mix[m] / self.models[m].width, m))
+        takers = Counter(d for m in self.models.values() for d in m.devices)
+        devices = sorted(self.devices, key=lambda d: takers[d])  # those that few fit on first: the others are for all
+        for count in range(len(order), -1, -1):
+            self._sets, self._pool = {}, devices
+            if all(self._fix(m) for m in order[:count]) and self._have_room(order[count:]):
+                break
+        growing = order[:count]
+        while growing:
+            most = max(growing, key=lambda m: work[m] / (self.models[m].width * len(self._sets[m])))
+            before = self._pool
+            if not self._fix(most):
+                growing.remove(most)
+            elif not self._have_room(order[count:]):
+                self._sets[most].pop()
+                self._pool = before
+                growing.remove(most)
 
-    def _is_fixed(self, device: str) -> bool:
-        return any(device in devices for sets in self._sets.values() for devices in sets)
+    def _have_room(self, others: Sequence[str]) -> bool:
+        """Whether each of them fits on what is left."""
+        return all(sum(d in self.models[m].devices for d in self._pool) >= self.models[m].width for m in others)
 
-    def _room(self, model: str, free: list[str]) -> bool:
-        return sum(d in self.models[model].devices for d in free) >= self.models[model].width
-
-    def _fix(self, model: str, free: list[str]) -> None:
-        if not self._room(model, free):
-            return
-        devices = tuple(sorted([d for d in free if d in self.models[model].devices][: self.models[model].width]))
-        for d in devices:
-            free.remove(d)
-        self._sets.setdefault(model, []).append(devices)
+    def _fix(self, name: str) -> bool:
+        """Give the model a set of its own of what is left, if there is one."""
+        model = self.models[name]
+        able = [d for d in self._pool if d in model.devices]
+        if len(able) < model.width:
+            return False
+        chosen = able[: model.width]
+        self._pool = [d for d in self._pool if d not in chosen]
+        self._sets.setdefault(name, []).append(tuple(sorted(chosen)))
+        return True

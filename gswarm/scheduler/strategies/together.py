@@ -11,8 +11,8 @@ from gswarm.scheduler.strategy import Job, Model
 class InOrder(Sharing):
     """First come: the head of the line is given something, and all others wait for it."""
 
-    def __init__(self, *, wait_bound_s: float = float("inf"), reasons: bool = False) -> None:
-        super().__init__(wait_bound_s=wait_bound_s, reasons=reasons)
+    def __init__(self, *, reasons: bool = False) -> None:
+        super().__init__(reasons=reasons)
         self.ready: deque[Job] = deque()
 
     def is_ready(self, now: float, job: Job) -> None:
@@ -76,8 +76,8 @@ class Affinity(Sharing):
 
     name = "affinity"
 
-    def __init__(self, *, wait_bound_s: float = float("inf"), reasons: bool = False) -> None:
-        super().__init__(wait_bound_s=wait_bound_s, reasons=reasons)
+    def __init__(self, *, reasons: bool = False) -> None:
+        super().__init__(reasons=reasons)
         self._lines: dict[str, deque[tuple[int, Job]]] = {}
         self._count = 0
 
@@ -120,17 +120,15 @@ class Static(InOrder):
 
     name = "static"
 
-    def __init__(
-        self, *, mix: dict[str, float] | None = None, wait_bound_s: float = float("inf"), reasons: bool = False
-    ) -> None:
-        super().__init__(wait_bound_s=wait_bound_s, reasons=reasons)
-        self._mix = dict(mix or {})
+    def __init__(self, *, reasons: bool = False) -> None:
+        super().__init__(reasons=reasons)
+        self._mix: dict[str, float] = {}
         self._fixed: dict[str, list[Set]] | None = None
         self._lines: dict[str, deque[Job]] = {}
 
     def size_to(self, mix: dict[str, float]) -> None:
         """Take in how many GPU-seconds there are of each model."""
-        self._mix = self._mix or mix
+        self._mix = mix
 
     def decide(self, now: float) -> None:
         """Serve each model's line on its sites, and the others in order on what is left."""
@@ -166,10 +164,10 @@ class Static(InOrder):
         if (site := self.idle_site(job.model)) is not None:
             return site, why
         found = []
-        for device, spot in self.spots.items():
-            if any(s.model == model.name for s in spot.sites.values()):
+        for device, left in self._left.items():
+            if any(s.model == model.name for s in self.spots[device].sites.values()):
                 continue
-            if self._left[device] >= model.memory and (fit := self._on(model, device)) is not None:
+            if left >= model.memory and (fit := self._on(model, device)) is not None:
                 found.append(fit)
         if len(found) < model.width:
             return None, why
@@ -177,8 +175,8 @@ class Static(InOrder):
 
     def _sized(self) -> dict[str, list[Set]]:
         """The sites of their own. Memory that they leave on each GPU is in `_left`."""
-        work = self._mix or dict.fromkeys(self.models, 1.0)
-        order = sorted((m for m in work if m in self.models), key=lambda m: (-work[m] / self.models[m].width, m))
+        work = self._mix
+        order = sorted(work, key=lambda m: (-work[m] / self.models[m].width, m))
         for count in range(len(order), -1, -1):
             self._left = {d: spot.device.memory for d, spot in self.spots.items()}
             fixed: dict[str, list[Set]] = {}
