@@ -115,7 +115,22 @@ def test_an_interrupt_ends_it_at_once_and_leaves_no_file(scheduler: Commands) ->
     child.send_signal(signal.SIGINT)
     said, out = child.stderr.read(), child.stdout.read()
     assert child.wait(20) == 130 and "error" not in said and out == ""
+    assert said.endswith("gswarm: interrupted\n")
     assert not [p.name for p in Path().iterdir() if "p.json" in p.name]
+
+
+def test_an_interrupt_between_two_pieces_of_work_ends_it_before_the_next(scheduler: Commands) -> None:
+    # The event loop has the signal while nothing is worked on, and only marks its task.
+    code = (
+        "import os, signal, sys; from gswarm.cli import run; from gswarm.scheduler import access;"
+        "checked = access.check_strategy;"
+        "access.check_strategy = lambda *a, **k: (checked(*a, **k), os.kill(os.getpid(), signal.SIGINT));"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    words = f"scheduler plan {FILES} --gpus 2 --strategy offline --seconds 100 --out p.json".split()
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "gswarm: interrupted\n")
+    assert not Path("p.json").exists()
 
 
 def test_help_loads_nothing_that_plans() -> None:

@@ -64,6 +64,9 @@ def working(message: str, seconds: float = 0.0) -> Iterator[None]:
     is_ours = callable(handler) and threading.current_thread() is threading.main_thread()
     if is_ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if _is_interrupted():
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt  # between two pieces of work, or before the first
     collects = gc.isenabled()
     gc.disable()  # no cycles to be found, and looking for them takes a third of the time of reading files
     if message:
@@ -80,6 +83,16 @@ def working(message: str, seconds: float = 0.0) -> Iterator[None]:
             gc.enable()
         if is_ours:
             signal.signal(signal.SIGINT, handler)
+
+
+def _is_interrupted() -> bool:
+    """Whether the event loop's handler has marked this task as cancelled."""
+    import asyncio
+
+    with contextlib.suppress(RuntimeError):  # no loop runs here
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return False
 
 
 def _tell(message: str, seconds: float, over: threading.Event) -> None:
