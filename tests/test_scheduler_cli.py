@@ -52,6 +52,13 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
     ("line", "told"),
     [
         (f"plan {FILES} --gpus 0 --strategy fifo", "there cannot be 0 GPUs"),
+        (f"plan {FILES} --gpus 1000000000 --strategy fifo", "there cannot be 1000000000 GPUs. Give 1 to 65536"),
+        (f"validate {FILES} --plan crowd.json", "there cannot be 1000000000 GPUs"),
+        ("show --plan crowd.json", "there cannot be 1000000000 GPUs"),
+        ("show --plan plan.json --width 1000000000", "--width from 1 to 10000"),
+        (f"simulate {FILES} --gpus 2 --noise 0.1 --seed -1", "--seed is -1"),
+        ("generate --config x --requests y --saturation 1e-300", "no such instance: it would have"),
+        ("generate --config x --requests y --gpus 1000000000", "there cannot be 1000000000 GPUs"),
         (f"plan {FILES} --gpus 1 --strategy fifo", "c.json:12: models.beta.gpus_required: 2 GPUs"),
         (f"plan {FILES} --gpus two --strategy fifo", "'two' is not a valid int"),
         (f"plan {FILES} --gpus 2 --strategy onlin", "there is no strategy 'onlin'. Did you mean online"),
@@ -82,6 +89,7 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
 )
 def test_what_cannot_be_is_refused_in_one_line(scheduler: Commands, line: str, told: str) -> None:
     Path("bad.json").write_text('{"requests":\n nope}')
+    Path("crowd.json").write_text('{"gpus": 1000000000, "executions": []}')
     Path("other.json").write_text(json.dumps(CONFIG).replace('"model": "alpha"', '"model": "beta"'))
     done = scheduler(line)
     assert (done.code, done.out) == (2, "")

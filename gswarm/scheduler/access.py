@@ -29,7 +29,7 @@ from gswarm.scheduler.types import Happening, Outcome
 WARNINGS = 10
 """Shown at most."""
 WIDEST = 1 << 16
-"""More GPUs than any model takes: to read a problem for a plan that may have too few of them."""
+"""GPUs at most, so more than any model takes: to read a problem for a plan that may have too few of them."""
 SILENT_S = 1.0
 """What takes no longer says nothing."""
 
@@ -116,9 +116,15 @@ def _tell(message: str, seconds: float, over: threading.Event) -> None:
 
 
 def check_gpus(gpus: int) -> None:
-    """Raises InvalidError for less than one."""
-    if gpus < 1:
-        raise InvalidError(f"there cannot be {gpus} GPUs", next="give at least 1", field="gpus")
+    """Raises InvalidError for less than one, and for more than can be listed."""
+    if not 1 <= gpus <= WIDEST:
+        raise InvalidError(f"there cannot be {gpus} GPUs", next=f"give 1 to {WIDEST}", field="gpus")
+
+
+def check_seed(seed: int) -> None:
+    """Raises InvalidError for less than 0."""
+    if seed < 0:
+        raise InvalidError(f"--seed is {seed}", next="give 0 or more", field="seed")
 
 
 def check_search(seconds: float, iterations: int) -> None:
@@ -194,6 +200,9 @@ def read_planned(config: Path, requests: Path, path: Path, *, online: bool) -> t
     """A plan and its problem, with as many GPUs as the plan says, or as many as the widest model of a task takes."""
     with _reading():
         gpus, runs = executions_of(read_file(path))
+    if gpus > WIDEST:
+        check_gpus(gpus)
+    with _reading():
         wide = problem_of(read_file(config), read_file(requests), WIDEST)
     widest = max((wide.models[m].width for m in set(wide.model.tolist())), default=1)
     count = max(gpus, widest)

@@ -12,6 +12,8 @@ from gswarm.scheduler.types import Explanation, Flaw, Outcome, Verdict
 
 SECONDS = 2.0
 """Of search by default; more of them find a little more."""
+WIDEST = 10_000
+"""Columns to draw in."""
 MANY = 10_000
 """Requests that are looked at for one of a similar name."""
 ConfigFile = Annotated[Path, Doc("config file: models and workflows")]
@@ -116,6 +118,7 @@ async def simulate(
 
     if not 0 <= noise < 1:
         raise InvalidError(f"--noise is {noise:g}", next="give a share from 0 to below 1", field="noise")
+    access.check_seed(seed)
     if strategy == "offline":
         raise InvalidError("offline makes whole plans and has nothing to simulate", next="use gswarm scheduler plan")
     online = mode == "online"
@@ -211,8 +214,8 @@ async def generate(
     from gswarm.scheduler.instances import config_lines, request_lines
     from gswarm.scheduler.problem import ProblemError
 
-    if seed < 0:
-        raise InvalidError(f"--seed is {seed}", next="give 0 or more", field="seed")
+    access.check_seed(seed)
+    access.check_gpus(gpus)
     if config.resolve() == requests.resolve():
         raise InvalidError(f"--config and --requests are both {config}", next="name two files", field="requests")
     recipe = generator.Recipe(
@@ -285,8 +288,8 @@ async def show(
 
     if (config is None) != (requests is None):
         raise InvalidError("--config and --requests belong together", next="give both or neither")
-    if (end is not None and end <= start) or (width is not None and width < 1):
-        raise InvalidError("there is nothing to show", next="give --start below --end, and --width of 1 or more")
+    if (end is not None and end <= start) or (width is not None and not 1 <= width <= WIDEST):
+        raise InvalidError("there is nothing to show", next=f"give --start below --end, and --width from 1 to {WIDEST}")
     gpus, runs = access.read_executions(plan)
     bound_s = 0.0
     if config is not None and requests is not None:

@@ -21,6 +21,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 UNLOAD_GB_PER_S = 16.0
 """How fast a GPU gives up the memory of what it holds."""
+MOST = 1e9
+"""Seconds or GB that a file may say of one thing: beyond a few times that, floats are not exact to a microsecond."""
 SLACK_GB = 1e-6
 """What sums of memory may be off by."""
 
