@@ -110,6 +110,24 @@ def test_a_problem_is_what_the_files_say() -> None:
     assert problem.name_of(1) == "r0/b"
 
 
+def test_a_task_is_found_whatever_slashes_its_ids_have() -> None:
+    nodes = [{"id": "a", "model": "small"}, {"id": "b/a", "model": "small"}]
+    config = changed(CONFIG, ("workflows", "one", "nodes"), nodes)
+    times = {"a": 1.0, "b/a": 2.0}
+    requests = {
+        "requests": [
+            {"request_id": name, "timestamp": "2026-01-01", "workflow_id": "one", "node_execution_times": times}
+            for name in ("r", "r/b", "r/c")
+        ]
+    }
+    problem = load(config, requests)
+    named = {name: problem.task_of(name) for name in ("r/a", "r/b/b/a", "r/c/a", "r/c/b/a")}
+    assert named == {"r/a": 0, "r/b/b/a": 3, "r/c/a": 4, "r/c/b/a": 5}
+    assert problem.task_of("r/b/a") == 2  # the longest request, where two are meant
+    with pytest.raises(ProblemError, match=r"request r/c has no node 'd'"):
+        problem.task_of("r/c/d")
+
+
 @pytest.mark.parametrize("indent", [None, 1, "\t"])
 def test_json_yaml_and_gzip_say_the_same(tmp_path: Path, indent: int | str | None) -> None:
     written = {

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,7 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
         (f"plan {FILES} --gpus 2 --strategy fifo --out no/p.json", "cannot write no/p.json: no such file"),
         ("plan --config no.json --requests r.json --gpus 2 --strategy fifo", "cannot read no.json: no such file"),
         ("plan --config . --requests r.json --gpus 2 --strategy fifo", "cannot read .: is a directory"),
+        ("show --plan deep.json", "deep.json is nested too deep"),
         ("plan --config r.json --requests r.json --gpus 2 --strategy fifo", "r.json:1: models: is missing"),
         ("plan --config c.json --requests bad.json --gpus 2 --strategy fifo", "bad.json:2: is no JSON"),
         (f"validate {FILES} --plan c.json", "c.json:1: gpus: is missing"),
@@ -89,12 +91,29 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
 )
 def test_what_cannot_be_is_refused_in_one_line(scheduler: Commands, line: str, told: str) -> None:
     Path("bad.json").write_text('{"requests":\n nope}')
+    Path("deep.json").write_text("[" * 200_000)
     Path("crowd.json").write_text('{"gpus": 1000000000, "executions": []}')
     Path("other.json").write_text(json.dumps(CONFIG).replace('"model": "alpha"', '"model": "beta"'))
     done = scheduler(line)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("gswarm: error: ") and told in done.err and done.err.count("\n") == 1
     assert not {"x", "y", "a.pdf"} & {p.name for p in Path().iterdir()}
+
+
+def test_a_strategy_that_cannot_be_loaded_is_named_and_the_others_go_on(
+    scheduler: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(group: str) -> list[EntryPoint]:
+        return [EntryPoint("theirs", "no_such_package:Best", group)]
+
+    monkeypatch.setattr("gswarm.scheduler.strategies.entry_points", installed)
+    why = "the strategy theirs cannot be loaded from no_such_package:Best: ModuleNotFoundError"
+    for line in (f"plan {FILES} --gpus 2 --strategy theirs", f"simulate {FILES} --gpus 2 --strategy theirs"):
+        done = scheduler(line)
+        assert (done.code, done.out) == (1, "") and f"error: {why}" in done.err
+    done = scheduler(f"compare {FILES} --gpus 2 --seconds 0")
+    assert done.code == 0 and f"warning: theirs cannot do this: {why}" in done.err
+    assert [line.split()[0] for line in done.out.splitlines()[1:]] == [*planning.names(online=False)[:5], "offline"]
 
 
 def test_what_is_ignored_is_said(scheduler: Commands) -> None:

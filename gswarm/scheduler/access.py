@@ -73,7 +73,7 @@ def working(message: str, seconds: float = 0.0) -> Iterator[None]:
         teller.start()
     try:
         yield
-    except SimulationError as error:
+    except (SimulationError, strategies.StrategyError) as error:
         raise GswarmError(str(error)) from None
     finally:
         over.set()
@@ -160,7 +160,7 @@ def check_plot(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _reading() -> Iterator[None]:
+def _reading(*paths: Path) -> Iterator[None]:
     try:
         with working("reading files"):
             yield
@@ -169,13 +169,14 @@ def _reading() -> Iterator[None]:
     except ProblemError as error:
         raise InvalidError(str(error)) from None
     except RecursionError:
-        raise InvalidError("a file is nested too deep to be one of these") from None
+        names = " or ".join(map(str, paths))
+        raise InvalidError(f"{names} is nested too deep to be a file of scheduling") from None
 
 
 def read_problem(config: Path, requests: Path, gpus: int, *, online: bool) -> Problem:
     """The problem of two files. What was ignored in them is said on standard error."""
     check_gpus(gpus)
-    with _reading():
+    with _reading(config, requests):
         problem = problem_of(read_file(config), read_file(requests), gpus)
     return _made(problem, online=online)
 
@@ -190,7 +191,7 @@ def _made(problem: Problem, *, online: bool) -> Problem:
 
 def read_executions(path: Path) -> tuple[int, list[Execution]]:
     """How many GPUs a plan is for, and its runs."""
-    with _reading():
+    with _reading(path):
         gpus, runs = executions_of(read_file(path))
     check_gpus(gpus)
     return gpus, runs
@@ -198,11 +199,11 @@ def read_executions(path: Path) -> tuple[int, list[Execution]]:
 
 def read_planned(config: Path, requests: Path, path: Path, *, online: bool) -> tuple[Problem, int, list[Execution]]:
     """A plan and its problem, with as many GPUs as the plan says, or as many as the widest model of a task takes."""
-    with _reading():
+    with _reading(path):
         gpus, runs = executions_of(read_file(path))
     if gpus > WIDEST:
         check_gpus(gpus)
-    with _reading():
+    with _reading(config, requests):
         wide = problem_of(read_file(config), read_file(requests), WIDEST)
     widest = max((wide.models[m].width for m in set(wide.model.tolist())), default=1)
     count = max(gpus, widest)

@@ -152,6 +152,7 @@ async def compare(
     from gswarm.scheduler import access
     from gswarm.scheduler.planning import names, outcome, plan_with
     from gswarm.scheduler.simulate import SimulationError
+    from gswarm.scheduler.strategies import StrategyError
 
     online = mode == "online"
     access.check_search(seconds, iterations)
@@ -167,7 +168,7 @@ async def compare(
         with access.working(f"planning with {name}", seconds if name == "offline" and not iterations else 0.0):
             try:
                 planned = plan_with(name, problem, seconds=seconds, iterations=iterations, seed=seed)
-            except SimulationError as error:
+            except (SimulationError, StrategyError) as error:
                 access.say(f"warning: {name} cannot do this: {error}")
                 continue
             rows.append(outcome(name, problem, planned, bound_s, online=online))

@@ -140,13 +140,18 @@ class Problem:
 
     def task_of(self, name: str) -> int:
         """The number of "request/node". Raises ProblemError."""
-        request, _, node = name.rpartition("/")
-        if (number := self._request_numbers.get(request)) is None:
-            raise ProblemError(f"there is no request {request!r}; a task is named REQUEST/NODE")
-        low, high = int(self.first[number]), int(self.first[number + 1])
-        if node not in self.nodes[low:high]:
-            raise ProblemError(f"request {request} has no node {node!r}: {', '.join(self.nodes[low:high])}")
-        return self.nodes.index(node, low, high)
+        wrong = ""
+        # Ids may have slashes in them: the longest request that has such a node is meant.
+        for at in [n for n in range(len(name) - 1, -1, -1) if name[n] == "/"]:
+            request, node = name[:at], name[at + 1 :]
+            if (number := self._request_numbers.get(request)) is None:
+                continue
+            low, high = int(self.first[number]), int(self.first[number + 1])
+            if node in self.nodes[low:high]:
+                return self.nodes.index(node, low, high)
+            wrong = wrong or f"request {request} has no node {node!r}: {', '.join(self.nodes[low:high])}"
+        request = name.rpartition("/")[0]
+        raise ProblemError(wrong or f"there is no request {request!r}; a task is named REQUEST/NODE")
 
     @property
     def _request_numbers(self) -> dict[str, int]:
