@@ -77,6 +77,8 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
         (f"simulate {FILES} --gpus 2 --strategy offline", "nothing to simulate"),
         (f"compare {FILES} --gpus 2 --strategy fifi", "there is no strategy 'fifi'"),
         (f"compare {FILES} --gpus 2 --plot a.pdf", "ends in .svg or .png"),
+        (f"plan {FILES} --gpus 2 --strategy fifo --out ./c.json", "--out is c.json, which is read. Name another file"),
+        (f"simulate {FILES} --gpus 2 --out r.json", "--out is r.json, which is read"),
         ("generate --config x --requests y --count 0", "at least 1"),
         ("generate --config x --requests y --saturation 0", "saturation is above 0"),
         ("generate --config x --requests ./x", "are both x"),

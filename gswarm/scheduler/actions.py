@@ -48,6 +48,7 @@ async def plan(
 
     online = mode == "online"
     access.check_search(seconds, iterations)
+    access.check_out(out, config, requests)
     access.check_strategy(strategy, online=online)
     problem = access.read_problem(config, requests, gpus, online=online)
     with access.working(f"planning with {strategy}", seconds if strategy == "offline" and not iterations else 0.0):
@@ -119,6 +120,7 @@ async def simulate(
     if not 0 <= noise < 1:
         raise InvalidError(f"--noise is {noise:g}", next="give a share from 0 to below 1", field="noise")
     access.check_seed(seed)
+    access.check_out(out, config, requests)
     if strategy == "offline":
         raise InvalidError("offline makes whole plans and has nothing to simulate", next="use gswarm scheduler plan")
     online = mode == "online"
