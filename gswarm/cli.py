@@ -242,7 +242,11 @@ def wrapper(action: Any, options: Globals) -> Callable[..., int]:
                 setattr(options, name.removeprefix("opt_"), value)
         from gswarm.execute import execute
 
-        return execute(action, {name: given[name] for name in names}, options)
+        try:
+            return execute(action, {name: given[name] for name in names}, options)
+        except KeyboardInterrupt:  # Typer would end without a word
+            say("interrupted")
+            return ExitCode.INTERRUPTED
 
     # Typer reads both, and they must agree.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,18 @@ async def test_a_strategy_that_cannot_run_the_queue_is_refused_at_the_start(
         async with cluster(tmp_path / "state", config=config):
             pass
     assert refused.value.field == "queue.strategy" and refused.value.next == "set queue.strategy to online"
+
+
+async def test_a_strategy_whose_package_is_broken_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = EntryPoint("theirs", "no_such_package:Best", "gswarm.strategies")
+    monkeypatch.setattr("gswarm.scheduler.strategies.entry_points", lambda group: [point])
+    config = replace(CONFIG, queue=QueueConfig(strategy="theirs"))
+    with pytest.raises(InvalidError, match="cannot be loaded from no_such_package:Best") as refused:
+        async with cluster(tmp_path / "state", config=config):
+            pass
+    assert refused.value.field == "queue.strategy"
 
 
 async def test_an_output_too_long_for_the_queue_is_a_chunk(

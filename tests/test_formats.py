@@ -110,6 +110,24 @@ def test_a_problem_is_what_the_files_say() -> None:
     assert problem.name_of(1) == "r0/b"
 
 
+def test_a_task_is_found_whatever_slashes_its_ids_have() -> None:
+    nodes = [{"id": "a", "model": "small"}, {"id": "b/a", "model": "small"}]
+    config = changed(CONFIG, ("workflows", "one", "nodes"), nodes)
+    times = {"a": 1.0, "b/a": 2.0}
+    requests = {
+        "requests": [
+            {"request_id": name, "timestamp": "2026-01-01", "workflow_id": "one", "node_execution_times": times}
+            for name in ("r", "r/b", "r/c")
+        ]
+    }
+    problem = load(config, requests)
+    named = {name: problem.task_of(name) for name in ("r/a", "r/b/b/a", "r/c/a", "r/c/b/a")}
+    assert named == {"r/a": 0, "r/b/b/a": 3, "r/c/a": 4, "r/c/b/a": 5}
+    assert problem.task_of("r/b/a") == 2  # the longest request, where two are meant
+    with pytest.raises(ProblemError, match=r"request r/c has no node 'd'"):
+        problem.task_of("r/c/d")
+
+
 @pytest.mark.parametrize("indent", [None, 1, "\t"])
 def test_json_yaml_and_gzip_say_the_same(tmp_path: Path, indent: int | str | None) -> None:
     written = {
@@ -194,6 +212,9 @@ MISTAKES: list[tuple[str, tuple[str | int, ...], object, str]] = [
     ("config", ("models", "wide", "load_time_seconds"), "9", "'9' is no number from 0 up"),
     ("config", ("models", "wide", "load_time_seconds"), float("nan"), "nan is no number from 0 up"),
     ("config", ("models", "wide", "load_time_seconds"), 10**400, " is no number from 0 up"),
+    ("config", ("models", "wide", "load_time_seconds"), 1.5e9, "1500000000.0 is more than 1e+09"),
+    ("config", ("models", "small", "memory_gb"), 1e300, "1e+300 is more than 1e+09"),
+    ("config", ("models", "wide", "gpus_required"), 10**30, f"{10**30} is beyond 1e+09"),
     ("config", ("models", "wide", "load_time_seconds"), True, "True is no number from 0 up"),
     ("config", ("models", "wide", "gpus_required"), 0, "0 is below 1"),
     ("config", ("models", "wide", "gpus_required"), 1.5, "1.5 is not a whole number"),
@@ -217,6 +238,8 @@ MISTAKES: list[tuple[str, tuple[str | int, ...], object, str]] = [
     ("requests", ("requests", 1, "node_execution_times"), None, "is missing"),
     ("requests", ("requests", 1, "node_execution_times", "b"), None, "is missing"),
     ("requests", ("requests", 1, "node_execution_times", "b"), -1.0, "-1.0 is no number from 0 up"),
+    ("requests", ("requests", 1, "node_execution_times", "b"), 1e18, "1e+18 is more than 1e+09"),
+    ("requests", ("requests", 1, "priority"), -(10**30), f"-{10**30} is beyond -1e+09"),
     ("requests", ("requests", 1, "node_execution_times", "b"), "2", "'2' is no number from 0 up"),
 ]
 
@@ -257,6 +280,19 @@ def test_a_mistake_is_told_with_file_place_and_line(
     assert str(error).startswith(f"{name}:{error.line}: {shown}: ")
     assert str(error).endswith(message)
     assert error.line == (1 if style == "compact" else line_in(text, path))
+
+
+def test_times_that_are_too_far_apart_are_named() -> None:
+    content = changed(REQUESTS, ("requests", 0, "timestamp"), "0001-01-01T00:00:00")
+    text = json.dumps(content, indent=1)
+    told = rf"^r\.json:{line_in(text, ('requests',))}: requests: more than 1e\+09 s lie between .* at 0001-01-01"
+    with pytest.raises(FormatError, match=told):
+        problem_of(json_file(CONFIG), Document("r.json", text.encode()), 4)
+
+
+def test_a_number_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(FormatError, match=r"^c\.json: is no JSON: "):
+        Document("c.json", b'{"models": ' + b"9" * 5000 + b"}")
 
 
 def test_the_line_is_the_one_in_the_editor() -> None:
@@ -355,7 +391,7 @@ def test_a_cluster_is_what_the_config_says_of_it() -> None:
     [
         ({"shared": "yes"}, "cluster.shared: 'yes' is not true or false"),
         ({"host_memory_gb": -1}, "cluster.host_memory_gb: -1 is no number from 0 up"),
-        ({"gpus": [{"speed": 0}]}, "cluster.gpus[0].speed: is not above 0"),
+        ({"gpus": [{"speed": 0}]}, "cluster.gpus[0].speed: 0 is below 0.001"),
         ({"placements": [{"model": "huge", "gpus": [0]}]}, "there is no model 'huge'; known: small, wide"),
         ({"placements": [{"model": "small", "gpus": [-1]}]}, "[-1] is no list of GPU numbers"),
         ({"placements": [{"model": "wide", "gpus": [0]}]}, "model wide takes 2 GPUs and is on [0] at t = 0"),
@@ -500,7 +536,7 @@ def test_the_schemas_refuse_what_is_refused(
     which: str, path: tuple[str | int, ...], value: object, message: str
 ) -> None:
     beyond = any(words in message for words in BEYOND) or "node_execution_times" in path[:-1]
-    number = isinstance(value, float | int) and not -1e308 < value < 1e308  # JSON has no such number
+    number = value != value  # NaN: JSON has no such number
     assert fits(which, changed(DOCUMENTS[which], path, value)) == (beyond or number)
 
 

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
     ("line", "told"),
     [
         (f"plan {FILES} --gpus 0 --strategy fifo", "there cannot be 0 GPUs"),
+        (f"plan {FILES} --gpus 1000000000 --strategy fifo", "there cannot be 1000000000 GPUs. Give 1 to 65536"),
+        (f"validate {FILES} --plan crowd.json", "there cannot be 1000000000 GPUs"),
+        ("show --plan crowd.json", "there cannot be 1000000000 GPUs"),
+        ("show --plan plan.json --width 1000000000", "--width from 1 to 10000"),
+        (f"simulate {FILES} --gpus 2 --noise 0.1 --seed -1", "--seed is -1"),
+        ("generate --config x --requests y --saturation 1e-300", "no such instance: it would have"),
+        ("generate --config x --requests y --gpus 1000000000", "there cannot be 1000000000 GPUs"),
         (f"plan {FILES} --gpus 1 --strategy fifo", "c.json:12: models.beta.gpus_required: 2 GPUs"),
         (f"plan {FILES} --gpus two --strategy fifo", "'two' is not a valid int"),
         (f"plan {FILES} --gpus 2 --strategy onlin", "there is no strategy 'onlin'. Did you mean online"),
@@ -60,6 +68,7 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
         (f"plan {FILES} --gpus 2 --strategy fifo --out no/p.json", "cannot write no/p.json: no such file"),
         ("plan --config no.json --requests r.json --gpus 2 --strategy fifo", "cannot read no.json: no such file"),
         ("plan --config . --requests r.json --gpus 2 --strategy fifo", "cannot read .: is a directory"),
+        ("show --plan deep.json", "deep.json is nested too deep"),
         ("plan --config r.json --requests r.json --gpus 2 --strategy fifo", "r.json:1: models: is missing"),
         ("plan --config c.json --requests bad.json --gpus 2 --strategy fifo", "bad.json:2: is no JSON"),
         (f"validate {FILES} --plan c.json", "c.json:1: gpus: is missing"),
@@ -68,6 +77,8 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
         (f"simulate {FILES} --gpus 2 --strategy offline", "nothing to simulate"),
         (f"compare {FILES} --gpus 2 --strategy fifi", "there is no strategy 'fifi'"),
         (f"compare {FILES} --gpus 2 --plot a.pdf", "ends in .svg or .png"),
+        (f"plan {FILES} --gpus 2 --strategy fifo --out ./c.json", "--out is c.json, which is read. Name another file"),
+        (f"simulate {FILES} --gpus 2 --out r.json", "--out is r.json, which is read"),
         ("generate --config x --requests y --count 0", "at least 1"),
         ("generate --config x --requests y --saturation 0", "saturation is above 0"),
         ("generate --config x --requests ./x", "are both x"),
@@ -76,17 +87,36 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
         (f"explain {FILES} --plan plan.json --task r9/n1", "REQUEST/NODE. There are: r1, r2"),
         ("explain --config other.json --requests r.json --plan plan.json --task r1/n1", "the plan of other files"),
         (f"explain {FILES} --plan plan.json --task r1/n9", "request r1 has no node 'n9': n1, n2"),
+        (f"explain {FILES} --plan plan.json --task n1", "there is no task 'n1'; a task is named REQUEST/NODE"),
         ("show --plan plan.json --config c.json", "belong together"),
         ("show --plan plan.json --start 9 --end 3", "nothing to show"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(scheduler: Commands, line: str, told: str) -> None:
     Path("bad.json").write_text('{"requests":\n nope}')
+    Path("deep.json").write_text("[" * 200_000)
+    Path("crowd.json").write_text('{"gpus": 1000000000, "executions": []}')
     Path("other.json").write_text(json.dumps(CONFIG).replace('"model": "alpha"', '"model": "beta"'))
     done = scheduler(line)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("gswarm: error: ") and told in done.err and done.err.count("\n") == 1
     assert not {"x", "y", "a.pdf"} & {p.name for p in Path().iterdir()}
+
+
+def test_a_strategy_that_cannot_be_loaded_is_named_and_the_others_go_on(
+    scheduler: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(group: str) -> list[EntryPoint]:
+        return [EntryPoint("theirs", "no_such_package:Best", group)]
+
+    monkeypatch.setattr("gswarm.scheduler.strategies.entry_points", installed)
+    why = "the strategy theirs cannot be loaded from no_such_package:Best: ModuleNotFoundError"
+    for line in (f"plan {FILES} --gpus 2 --strategy theirs", f"simulate {FILES} --gpus 2 --strategy theirs"):
+        done = scheduler(line)
+        assert (done.code, done.out) == (1, "") and f"error: {why}" in done.err
+    done = scheduler(f"compare {FILES} --gpus 2 --seconds 0")
+    assert done.code == 0 and f"warning: theirs cannot do this: {why}" in done.err
+    assert [line.split()[0] for line in done.out.splitlines()[1:]] == [*planning.names(online=False)[:5], "offline"]
 
 
 def test_what_is_ignored_is_said(scheduler: Commands) -> None:
@@ -115,7 +145,22 @@ def test_an_interrupt_ends_it_at_once_and_leaves_no_file(scheduler: Commands) ->
     child.send_signal(signal.SIGINT)
     said, out = child.stderr.read(), child.stdout.read()
     assert child.wait(20) == 130 and "error" not in said and out == ""
+    assert said.endswith("gswarm: interrupted\n")
     assert not [p.name for p in Path().iterdir() if "p.json" in p.name]
+
+
+def test_an_interrupt_between_two_pieces_of_work_ends_it_before_the_next(scheduler: Commands) -> None:
+    # The event loop has the signal while nothing is worked on, and only marks its task.
+    code = (
+        "import os, signal, sys; from gswarm.cli import run; from gswarm.scheduler import access;"
+        "checked = access.check_strategy;"
+        "access.check_strategy = lambda *a, **k: (checked(*a, **k), os.kill(os.getpid(), signal.SIGINT));"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    words = f"scheduler plan {FILES} --gpus 2 --strategy offline --seconds 100 --out p.json".split()
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "gswarm: interrupted\n")
+    assert not Path("p.json").exists()
 
 
 def test_help_loads_nothing_that_plans() -> None:

@@ -10,6 +10,7 @@ import pytest
 from gswarm.scheduler import formats
 from gswarm.scheduler.plan import Execution
 from tests.support.scheduler_commands import (
+    CONFIG,
     FILES,
     MADE,
     RUNS,
@@ -47,6 +48,30 @@ def test_an_explanation_knows_arrivals_and_avoided_switches(scheduler: Commands)
     assert (found["ready_after"], found["ready_s"], found["free_s"]) == ("r2/n1", 17, 25)
     assert found["instead"] == {"beta": 1} and found["overtaken_by"] == 0
     assert [n["task"] for n in found["before"]] == ["r1/n2", "r1/n2"]
+
+
+def test_an_explanation_knows_what_there_was_at_first(scheduler: Commands) -> None:
+    cluster = {"gpus": [{"free_at_seconds": 3}], "placements": [{"model": "beta", "gpus": [0, 1]}]}
+    Path("c.json").write_text(json.dumps({**CONFIG, "cluster": cluster}))
+    write_plan("plan.json", [Execution("r1", "n1", "alpha", (0,), 15, 20, 12)])
+    told = scheduler.good(f"explain {FILES} --plan plan.json --task r1/n1")
+    assert "switch   12 s = 10 s to load alpha + 2 s to unload 32 GB of beta on GPU 0 at 16 GB/s\n" in told
+    assert "start    as soon as its GPUs were loaded, 15 s after it was ready" in told
+
+
+def test_on_shared_gpus_an_explanation_tells_what_ran_there_and_says_not_that_they_were_idle(
+    scheduler: Commands,
+) -> None:
+    Path("c.json").write_text(json.dumps({**CONFIG, "cluster": {"shared": True, "gpu_memory_gb": 40}}))
+    runs = [
+        Execution("r1", "n1", "alpha", (0,), 10, 15, 10),
+        Execution("r2", "n1", "alpha", (0,), 15, 17, 0),
+        Execution("r1", "n2", "beta", (0, 1), 22, 25, 5),
+    ]
+    write_plan("plan.json", runs)
+    told = scheduler.good(f"explain {FILES} --plan plan.json --task r1/n2")
+    assert "before   GPU 0: r2/n1 (alpha) from 15 s to 17 s\n" in told
+    assert "GPU 1: nothing: it is the first task there" in told and "kept idle" not in told
 
 
 def test_an_explanation_counts_who_overtook(scheduler: Commands) -> None:

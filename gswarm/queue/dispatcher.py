@@ -295,7 +295,12 @@ def _strategy(config: QueueConfig) -> Strategy:
             next=f"set queue.strategy to {' or '.join(strategies.live_names())}",
             field="queue.strategy",
         )
-    return seam.create(config.strategy, wait_bound_s=config.wait_bound_s)
+    try:
+        return seam.create(config.strategy, wait_bound_s=config.wait_bound_s)
+    except strategies.StrategyError as error:
+        raise InvalidError(
+            str(error), next="mend that package, or unset queue.strategy", field="queue.strategy"
+        ) from None
 
 
 def _job(task: Task, needs: frozenset[str] = frozenset(), waited_s: float = 0.0) -> seam.Job:

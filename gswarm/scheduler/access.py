@@ -29,7 +29,7 @@ from gswarm.scheduler.types import Happening, Outcome
 WARNINGS = 10
 """Shown at most."""
 WIDEST = 1 << 16
-"""More GPUs than any model takes: to read a problem for a plan that may have too few of them."""
+"""GPUs at most, so more than any model takes: to read a problem for a plan that may have too few of them."""
 SILENT_S = 1.0
 """What takes no longer says nothing."""
 
@@ -64,13 +64,16 @@ def working(message: str, seconds: float = 0.0) -> Iterator[None]:
     is_ours = callable(handler) and threading.current_thread() is threading.main_thread()
     if is_ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if _is_interrupted():
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt  # between two pieces of work, or before the first
     collects = gc.isenabled()
     gc.disable()  # no cycles to be found, and looking for them takes a third of the time of reading files
     if message:
         teller.start()
     try:
         yield
-    except SimulationError as error:
+    except (SimulationError, strategies.StrategyError) as error:
         raise GswarmError(str(error)) from None
     finally:
         over.set()
@@ -80,6 +83,16 @@ def working(message: str, seconds: float = 0.0) -> Iterator[None]:
             gc.enable()
         if is_ours:
             signal.signal(signal.SIGINT, handler)
+
+
+def _is_interrupted() -> bool:
+    """Whether the event loop's handler has marked this task as cancelled."""
+    import asyncio
+
+    with contextlib.suppress(RuntimeError):  # no loop runs here
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return False
 
 
 def _tell(message: str, seconds: float, over: threading.Event) -> None:
@@ -103,9 +116,15 @@ def _tell(message: str, seconds: float, over: threading.Event) -> None:
 
 
 def check_gpus(gpus: int) -> None:
-    """Raises InvalidError for less than one."""
-    if gpus < 1:
-        raise InvalidError(f"there cannot be {gpus} GPUs", next="give at least 1", field="gpus")
+    """Raises InvalidError for less than one, and for more than can be listed."""
+    if not 1 <= gpus <= WIDEST:
+        raise InvalidError(f"there cannot be {gpus} GPUs", next=f"give 1 to {WIDEST}", field="gpus")
+
+
+def check_seed(seed: int) -> None:
+    """Raises InvalidError for less than 0."""
+    if seed < 0:
+        raise InvalidError(f"--seed is {seed}", next="give 0 or more", field="seed")
 
 
 def check_search(seconds: float, iterations: int) -> None:
@@ -127,6 +146,13 @@ def check_strategy(name: str, *, online: bool) -> None:
         )
 
 
+def check_out(out: Path | None, *files: Path) -> None:
+    """Raises InvalidError where a plan would take the place of what it is made from."""
+    for file in files if out is not None else ():
+        if out is not None and out.resolve() == file.resolve() and out.is_file():
+            raise InvalidError(f"--out is {out}, which is read", next="name another file", field="out")
+
+
 def check_plot(path: Path) -> None:
     """Before long work: raises InvalidError for a kind of picture, RefusedError without what draws it."""
     if path.suffix.lower() not in (".svg", ".png"):
@@ -141,7 +167,7 @@ def check_plot(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _reading() -> Iterator[None]:
+def _reading(*paths: Path) -> Iterator[None]:
     try:
         with working("reading files"):
             yield
@@ -150,13 +176,14 @@ def _reading() -> Iterator[None]:
     except ProblemError as error:
         raise InvalidError(str(error)) from None
     except RecursionError:
-        raise InvalidError("a file is nested too deep to be one of these") from None
+        names = " or ".join(map(str, paths))
+        raise InvalidError(f"{names} is nested too deep to be a file of scheduling") from None
 
 
 def read_problem(config: Path, requests: Path, gpus: int, *, online: bool) -> Problem:
     """The problem of two files. What was ignored in them is said on standard error."""
     check_gpus(gpus)
-    with _reading():
+    with _reading(config, requests):
         problem = problem_of(read_file(config), read_file(requests), gpus)
     return _made(problem, online=online)
 
@@ -171,7 +198,7 @@ def _made(problem: Problem, *, online: bool) -> Problem:
 
 def read_executions(path: Path) -> tuple[int, list[Execution]]:
     """How many GPUs a plan is for, and its runs."""
-    with _reading():
+    with _reading(path):
         gpus, runs = executions_of(read_file(path))
     check_gpus(gpus)
     return gpus, runs
@@ -179,8 +206,11 @@ def read_executions(path: Path) -> tuple[int, list[Execution]]:
 
 def read_planned(config: Path, requests: Path, path: Path, *, online: bool) -> tuple[Problem, int, list[Execution]]:
     """A plan and its problem, with as many GPUs as the plan says, or as many as the widest model of a task takes."""
-    with _reading():
+    with _reading(path):
         gpus, runs = executions_of(read_file(path))
+    if gpus > WIDEST:
+        check_gpus(gpus)
+    with _reading(config, requests):
         wide = problem_of(read_file(config), read_file(requests), WIDEST)
     widest = max((wide.models[m].width for m in set(wide.model.tolist())), default=1)
     count = max(gpus, widest)

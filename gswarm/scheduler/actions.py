@@ -12,6 +12,8 @@ from gswarm.scheduler.types import Explanation, Flaw, Outcome, Verdict
 
 SECONDS = 2.0
 """Of search by default; more of them find a little more."""
+WIDEST = 10_000
+"""Columns to draw in."""
 MANY = 10_000
 """Requests that are looked at for one of a similar name."""
 ConfigFile = Annotated[Path, Doc("config file: models and workflows")]
@@ -48,6 +50,7 @@ async def plan(
 
     online = mode == "online"
     access.check_search(seconds, iterations)
+    access.check_out(out, config, requests)
     access.check_strategy(strategy, online=online)
     problem = access.read_problem(config, requests, gpus, online=online)
     with access.working(f"planning with {strategy}", seconds if strategy == "offline" and not iterations else 0.0):
@@ -116,6 +119,8 @@ async def simulate(
 
     if not 0 <= noise < 1:
         raise InvalidError(f"--noise is {noise:g}", next="give a share from 0 to below 1", field="noise")
+    access.check_seed(seed)
+    access.check_out(out, config, requests)
     if strategy == "offline":
         raise InvalidError("offline makes whole plans and has nothing to simulate", next="use gswarm scheduler plan")
     online = mode == "online"
@@ -147,6 +152,7 @@ async def compare(
     from gswarm.scheduler import access
     from gswarm.scheduler.planning import names, outcome, plan_with
     from gswarm.scheduler.simulate import SimulationError
+    from gswarm.scheduler.strategies import StrategyError
 
     online = mode == "online"
     access.check_search(seconds, iterations)
@@ -162,7 +168,7 @@ async def compare(
         with access.working(f"planning with {name}", seconds if name == "offline" and not iterations else 0.0):
             try:
                 planned = plan_with(name, problem, seconds=seconds, iterations=iterations, seed=seed)
-            except SimulationError as error:
+            except (SimulationError, StrategyError) as error:
                 access.say(f"warning: {name} cannot do this: {error}")
                 continue
             rows.append(outcome(name, problem, planned, bound_s, online=online))
@@ -209,8 +215,8 @@ async def generate(
     from gswarm.scheduler.instances import config_lines, request_lines
     from gswarm.scheduler.problem import ProblemError
 
-    if seed < 0:
-        raise InvalidError(f"--seed is {seed}", next="give 0 or more", field="seed")
+    access.check_seed(seed)
+    access.check_gpus(gpus)
     if config.resolve() == requests.resolve():
         raise InvalidError(f"--config and --requests are both {config}", next="name two files", field="requests")
     recipe = generator.Recipe(
@@ -281,8 +287,8 @@ async def show(
 
     if (config is None) != (requests is None):
         raise InvalidError("--config and --requests belong together", next="give both or neither")
-    if (end is not None and end <= start) or (width is not None and width < 1):
-        raise InvalidError("there is nothing to show", next="give --start below --end, and --width of 1 or more")
+    if (end is not None and end <= start) or (width is not None and not 1 <= width <= WIDEST):
+        raise InvalidError("there is nothing to show", next=f"give --start below --end, and --width from 1 to {WIDEST}")
     gpus, runs = access.read_executions(plan)
     bound_s = 0.0
     if config is not None and requests is not None:

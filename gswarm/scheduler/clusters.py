@@ -10,6 +10,8 @@ from gswarm.scheduler.problem import Gpu, Placement, ProblemError
 
 T = TypeVar("T")
 AT = ("cluster",)
+SLOWEST = 1e-3
+"""Speed of a GPU."""
 
 
 class Source(Protocol):
@@ -59,8 +61,8 @@ def read(config: Source, count: int, models: Mapping[str, int]) -> Cluster:
 
 def _gpu(config: Source, body: Any, at: tuple[str | int, ...], memory: float | None) -> Gpu:
     speed = config.take(body, (*at, "speed"), float, 1.0)
-    if speed == 0:
-        raise config.error((*at, "speed"), "is not above 0")
+    if speed < SLOWEST:
+        raise config.error((*at, "speed"), f"{speed:g} is below {SLOWEST:g}")
     return Gpu(
         config.take(body, (*at, "memory_gb"), float, memory),
         speed,

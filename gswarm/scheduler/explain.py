@@ -30,7 +30,9 @@ def explain(problem: Problem, executions: Sequence[Execution], task: str) -> Exp
     there = [r for r in executions if not problem.shared or (r.model, r.gpus) == (ours.model, ours.gpus)]
     history = {gpu: sorted((r for r in there if gpu in r.gpus), key=lambda r: (r.start, r.end)) for gpu in ours.gpus}
     before = {gpu: _at(runs, ours, -1) for gpu, runs in history.items()}
-    free_s = max((run.end for run in before.values() if run), default=0.0)
+    free_s = max((run.end if run else _free_at(problem, gpu) for gpu, run in before.items()), default=0.0)
+    if problem.shared and ours.switch_seconds:
+        before = {gpu: _ended_last(executions, gpu, ours) for gpu in ours.gpus}
     meanwhile = [run for run in executions if ready_s <= run.start < ours.start - TOLERANCE_S and run is not ours]
     return Explanation(
         task=task,
@@ -44,7 +46,7 @@ def explain(problem: Problem, executions: Sequence[Execution], task: str) -> Exp
         free_s=free_s,
         ready=_why_ready(problem, number, after, ready_s, executions),
         switch=_why_switch(problem, ours, before, history[ours.gpus[0]] if ours.gpus else []),
-        start=_why_then(ours, ready_s, max(free_s, float(problem.release[number]))),
+        start=_why_then(ours, ready_s, max(free_s, float(problem.release[number])), shared=problem.shared),
         before=tuple(_neighbour(gpu, run) for gpu, run in before.items()),
         next=tuple(_neighbour(gpu, _at(runs, ours, 1)) for gpu, runs in history.items()),
         instead=_by_model(meanwhile),
@@ -83,6 +85,17 @@ def _made_ready(problem: Problem, number: int, names: Sequence[str], ends: Mappi
 def _at(runs: Sequence[Execution], ours: Execution, step: int) -> Execution | None:
     position = next(n for n, run in enumerate(runs) if run is ours) + step
     return runs[position] if 0 <= position < len(runs) else None
+
+
+def _free_at(problem: Problem, gpu: int) -> float:
+    return problem.gpus[gpu].free_at if 0 <= gpu < len(problem.gpus) else 0.0  # an invalid plan is explained too
+
+
+def _ended_last(executions: Sequence[Execution], gpu: int, ours: Execution) -> Execution | None:
+    """What ran last on a GPU before the switch of `ours`, of whatever model."""
+    opens = ours.start - ours.switch_seconds + TOLERANCE_S
+    ended = [run for run in executions if gpu in run.gpus and run.end <= opens and run is not ours]
+    return max(ended, key=lambda run: run.end, default=None)
 
 
 def _neighbour(gpu: int, run: Execution | None) -> Neighbour:
@@ -126,6 +139,8 @@ def _why_switch(
         return _of_tiers(ours.switch_seconds, model)
     held = [(models[run.model].memory_gb, gpu, run.model) for gpu, run in before.items() if run and run.model in models]
     told = f"{told_s(ours.switch_seconds)} = {told_s(load_s)} to load {ours.model}"
+    first = {gpu: problem.models[placed.model] for placed in problem.placements for gpu in placed.gpus}
+    held += [(first[gpu].memory_gb, gpu, first[gpu].id) for gpu, run in before.items() if not run and gpu in first]
     memory, gpu, name = max(held, default=(0.0, 0, ""))
     due = load_s + memory / UNLOAD_GB_PER_S
     if name:
@@ -145,12 +160,14 @@ def _of_tiers(switch_s: float, model: Model) -> str:
     return f"{told_s(switch_s)} = {told_s(cost_s)} to {what}{rest}"
 
 
-def _why_then(ours: Execution, ready_s: float, free_s: float) -> str:
+def _why_then(ours: Execution, ready_s: float, free_s: float, *, shared: bool) -> str:
     if ours.start < ready_s - TOLERANCE_S:
         return "before it is ready: the plan is not valid"
     loaded_s = free_s + ours.switch_seconds
     then = "loaded" if ours.switch_seconds else "free"
     late = ours.start - max(ready_s, loaded_s)
+    if late > TOLERANCE_S and shared:
+        return f"{told_s(late)} after it was ready: its turn, or memory for it on its GPUs, came later"
     if late > TOLERANCE_S:
         return f"{told_s(late)} after it was ready and its GPUs {then}: they were kept idle"
     if ready_s > loaded_s + TOLERANCE_S:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from gswarm.scheduler import clusters
 from gswarm.scheduler.plan import Execution, Plan
-from gswarm.scheduler.problem import Gpu, Model, Node, Problem, ProblemError, Request, build, find_cycle
+from gswarm.scheduler.problem import MOST, Gpu, Model, Node, Problem, ProblemError, Request, build, find_cycle
 
 T = TypeVar("T")
 Keys = tuple[str | int, ...]
@@ -64,6 +64,8 @@ class Document:
             except json.JSONDecodeError as error:
                 if self.name.removesuffix(".gz").endswith(".json"):
                     raise FormatError(self.name, (), f"is no JSON: {error.msg}", error.lineno) from None
+            except ValueError as error:  # a number of thousands of digits
+                raise FormatError(self.name, (), f"is no JSON: {error}") from None
         import yaml
 
         try:
@@ -126,6 +128,8 @@ class Document:
         if kind is float:
             if (number := _number(value)) is None or number < 0:
                 raise self.error(keys, f"{value!r:.60} is no number from 0 up")
+            if number > MOST:
+                raise self.error(keys, f"{value!r:.60} is more than {MOST:g}")
             return number
         if kind is int and isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -134,6 +138,8 @@ class Document:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             words = {str: "text", int: "a whole number", bool: "true or false", dict: "a mapping", list: "a list"}
             raise self.error(keys, f"{value!r:.60} is not {words[kind]}")
+        if isinstance(value, int) and abs(value) > MOST:
+            raise self.error(keys, f"{value!r:.60} is beyond {math.copysign(MOST, value):g}")
         return value
 
 
@@ -167,6 +173,9 @@ def problem_of(config: Document, requests: Document, gpus: int | Sequence[Gpu], 
     models, numbers = _models(config)
     flows = _workflows(config, numbers, warnings)
     made = sorted(_requests(requests, flows), key=lambda request: request.at)
+    if made and (made[-1].at - made[0].at).total_seconds() > MOST:
+        first, last = (f"{one.name} at {one.at.isoformat()}" for one in (made[0], made[-1]))
+        raise requests.error(("requests",), f"more than {MOST:g} s lie between {first} and {last}")
     count = gpus if isinstance(gpus, int) else len(gpus)
     _refuse_too_wide(config, models, {request.nodes for request in made}, count)
     if isinstance(gpus, int):
@@ -270,7 +279,7 @@ def _requests(requests: Document, flows: Mapping[str, tuple[Node, ...]]) -> Iter
         for node in flows[flow]:
             if (value := times.get(node.id)) is None:
                 times = {str(key): value for key, value in times.items()}  # YAML reads an id of digits as a number
-            if type(value) is not float or not 0.0 <= value < math.inf:
+            if type(value) is not float or not 0.0 <= value <= MOST:
                 value = requests.take(times, (*at, "node_execution_times", node.id), float)
             seconds.append(value)
         priority = requests.take(body, (*at, "priority"), int, 0)

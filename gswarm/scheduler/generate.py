@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gswarm.scheduler.problem import Floats, Gpu, Model, Node, Problem, ProblemError, Request, build
+from gswarm.scheduler.problem import MOST, Floats, Gpu, Model, Node, Problem, ProblemError, Request, build
 
 SLEEP_GB_PER_S = 25.0
 """Between a GPU and host memory, both ways: what a PCIe 4.0 x16 link carries in practice."""
@@ -85,6 +85,9 @@ def generate(recipe: Recipe) -> Problem:
         naps = [round(m.memory_gb / SLEEP_GB_PER_S, 3) for m in models]
         models = [replace(m, sleep_s=nap, wake_s=nap) for m, nap in zip(models, naps, strict=True)]
     gpus = [Gpu(recipe.gpu_memory_gb or None)] * recipe.gpus
+    longest = max(times[-1], *(m.load_s for m in models), *(s for r in requests for s in r.seconds))
+    if longest > MOST:
+        raise ProblemError(f"it would have {longest:g} s in it; files say {MOST:g} at most")
     return build(models, gpus, requests, shared=recipe.shared, host_memory_gb=recipe.host_memory_gb)
 
 

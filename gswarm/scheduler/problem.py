@@ -22,6 +22,8 @@ Bools = NDArray[np.bool_]
 BYTES_PER_GB = 1e9
 UNLOAD_GB_PER_S = 16.0
 """How fast a GPU gives up the memory of what it holds."""
+MOST = 1e9
+"""Seconds or GB that a file may say of one thing: beyond a few times that, floats are not exact to a microsecond."""
 SLACK_GB = 1e-6
 """What sums of memory may be off by."""
 
@@ -132,13 +134,20 @@ class Problem:
 
     def task_of(self, name: str) -> int:
         """The number of "request/node". Raises ProblemError."""
-        request, _, node = name.rpartition("/")
-        if (number := _numbers(self.requests).get(request)) is None:
-            raise ProblemError(f"there is no request {request!r}; a task is named REQUEST/NODE")
-        low, high = int(self.first[number]), int(self.first[number + 1])
-        if node not in self.nodes[low:high]:
-            raise ProblemError(f"request {request} has no node {node!r}: {', '.join(self.nodes[low:high])}")
-        return self.nodes.index(node, low, high)
+        if "/" not in name:
+            raise ProblemError(f"there is no task {name!r}; a task is named REQUEST/NODE")
+        wrong, numbers = "", _numbers(self.requests)
+        # Ids may have slashes in them: the longest request that has such a node is meant.
+        for at in [n for n in range(len(name) - 1, -1, -1) if name[n] == "/"]:
+            request, node = name[:at], name[at + 1 :]
+            if (number := numbers.get(request)) is None:
+                continue
+            low, high = int(self.first[number]), int(self.first[number + 1])
+            if node in self.nodes[low:high]:
+                return self.nodes.index(node, low, high)
+            wrong = wrong or f"request {request} has no node {node!r}: {', '.join(self.nodes[low:high])}"
+        request = name.rpartition("/")[0]
+        raise ProblemError(wrong or f"there is no request {request!r}; a task is named REQUEST/NODE")
 
     def preds_of(self, task: int) -> Ints:
         """The tasks that must end before this one starts."""

@@ -27,6 +27,12 @@ SHARED = {
     "online": "crowd:Crowd",
 }
 """The same on GPUs that several models share."""
+
+
+class StrategyError(RuntimeError):
+    """A strategy of another package that cannot be had: says which package, and why."""
+
+
 LIVE = "online"
 """The one of ours that the live queue can run on: the others give tasks away for good and take no withdrawal."""
 
@@ -48,7 +54,7 @@ def _installed() -> list[str]:
 def create(name: str, *, shared: bool = False, **options: Any) -> Strategy:
     """The strategy of this name, made with its own options; `shared`: for GPUs that several models share.
 
-    Raises KeyError for a name that there is not.
+    Raises KeyError for a name that there is not, StrategyError for another package's that cannot be loaded.
     """
     if (ours := (SHARED.get(name) if shared else None) or OURS.get(name)) is not None:
         module, _, attribute = ours.partition(":")
@@ -57,5 +63,10 @@ def create(name: str, *, shared: bool = False, **options: Any) -> Strategy:
         found = [point for point in entry_points(group=GROUP) if point.name == name]
         if not found:
             raise KeyError(f"there is no strategy {name!r}; known: {', '.join(names())}")
-        make = found[0].load()
+        try:
+            make = found[0].load()
+        except Exception as error:  # whatever that package raises as it is imported
+            of = f" of {found[0].dist.name}" if found[0].dist else ""
+            words = f"{type(error).__name__}: {error}"
+            raise StrategyError(f"the strategy {name}{of} cannot be loaded from {found[0].value}: {words}") from error
     return cast("Callable[..., Strategy]", make)(**options)
