@@ -77,6 +77,15 @@ def test_a_broken_plan_is_refused_with_the_reason(scheduler: Commands, change: o
     assert not json.loads(done.out)["valid"] and json.loads(done.out)["flaws"]
 
 
+def test_a_plan_for_more_gpus_than_there_are_is_not_valid(scheduler: Commands) -> None:
+    scheduler.good(f"plan {FILES} --gpus 3 --strategy fifo --out plan.json")
+    assert scheduler(f"validate {FILES} --plan plan.json --gpus 3").code == 0
+    done = scheduler(f"validate {FILES} --plan plan.json --gpus 2")
+    assert done.code == 5 and "the plan is for 3 and the problem has 2" in done.out
+    done = scheduler(f"validate {FILES} --plan plan.json --gpus 0")
+    assert done.code == 2 and "there cannot be 0 GPUs" in done.err
+
+
 def test_a_plan_is_held_to_its_mode(scheduler: Commands) -> None:
     early = [*RUNS[:1], RUNS[1]._replace(start=15.0, end=17.0), *RUNS[2:]]
     write_plan("plan.json", early)

@@ -204,18 +204,25 @@ def read_executions(path: Path) -> tuple[int, list[Execution]]:
     return gpus, runs
 
 
-def read_planned(config: Path, requests: Path, path: Path, *, online: bool) -> tuple[Problem, int, list[Execution]]:
-    """A plan and its problem, with as many GPUs as the plan says, or as many as the widest model of a task takes."""
+def read_planned(
+    config: Path, requests: Path, path: Path, there: int | None = None, *, online: bool
+) -> tuple[Problem, int, list[Execution]]:
+    """A plan and its problem, with so many GPUs; else with as many as the plan says or the widest model of a task takes.
+
+    Also how many GPUs the plan is for.
+    """
     with _reading(path):
         gpus, runs = executions_of(read_file(path))
     if gpus > WIDEST:
         check_gpus(gpus)
+    if there is not None:
+        return read_problem(config, requests, there, online=online), gpus, runs
     with _reading(config, requests):
         wide = problem_of(read_file(config), read_file(requests), WIDEST)
     widest = max((wide.models[m].width for m in set(wide.model.tolist())), default=1)
     count = max(gpus, widest)
-    there = tuple(placement for placement in wide.placements if max(placement.gpus, default=0) < count)
-    problem = replace(wide, gpus=wide.gpus[:count], placements=there)
+    placements = tuple(placement for placement in wide.placements if max(placement.gpus, default=0) < count)
+    problem = replace(wide, gpus=wide.gpus[:count], placements=placements)
     return _made(problem, online=online), gpus, runs
 
 

@@ -69,17 +69,18 @@ async def validate(
     *,
     config: ConfigFile,
     requests: RequestsFile,
-    plan: Annotated[Path, Doc("plan file; it says how many GPUs there are")],
+    plan: Annotated[Path, Doc("plan file")],
     mode: Annotated[
         Literal["offline", "online"], Doc("online: nothing may begin before its request arrives")
     ] = "offline",
+    gpus: Annotated[int | None, Doc("how many GPUs there are; else as many as the plan says")] = None,
     limit: Annotated[int, Doc("faults to show at most")] = 20,
 ) -> Verdict:
     """Check a plan by the letter of the cost model. Exit code 5 when it is not valid.
 
     Examples:
         gswarm scheduler validate --config c.json --requests r.json --plan plan.json
-        gswarm scheduler validate --config c.json --requests r.json --plan plan.json --mode online
+        gswarm scheduler validate --config c.json --requests r.json --plan plan.json --mode online --gpus 8
     """
     from gswarm.scheduler import access
     from gswarm.scheduler import validate as validator
@@ -87,11 +88,11 @@ async def validate(
     if limit < 1:
         raise InvalidError(f"--limit is {limit}", next="give at least 1", field="limit")
     online = mode == "online"
-    problem, gpus, runs = access.read_planned(config, requests, plan, online=online)
+    problem, planned, runs = access.read_planned(config, requests, plan, gpus, online=online)
     with access.working("checking the plan"):
-        faults = validator.validate(problem, gpus, runs, online=online, limit=limit + 1)
+        faults = validator.validate(problem, planned, runs, online=online, limit=limit + 1)
     flaws = tuple(Flaw(str(f.kind), f.task, f.message) for f in faults[:limit])
-    return Verdict(str(plan), not faults, mode, gpus, len(runs), flaws, len(faults) > limit)
+    return Verdict(str(plan), not faults, mode, planned, len(runs), flaws, len(faults) > limit)
 
 
 @action("scheduler", "simulate", local=True, read=True)
