@@ -153,6 +153,15 @@ def test_offline_is_no_worse_where_models_may_sleep_too() -> None:
     assert ends(asleep) <= ends(awake) + 1e-6
 
 
+def test_nothing_is_loaded_on_a_gpu_before_what_leaves_it_is_gone() -> None:
+    models = [Model("there", 1, 80.0, 1.0), Model("a", 1, 16.0, 1.0), Model("b", 1, 16.0, 1.0)]
+    requests = [Request(f"r{m}", 0.0, (Node("n", m),), [1.0]) for m in (1, 2)]
+    problem = build(models, [Gpu(80.0)], requests, shared=True, placements=(Placement(0, (0,)),))
+    for name in ("baseline", "affinity", "online"):
+        plan = plan_with(name, problem).plan
+        assert plan.start.tolist() == pytest.approx([6.0, 6.0]), f"{name}: 80 GB take 5 s, for both"
+
+
 # Deadlines
 
 

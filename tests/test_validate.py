@@ -324,7 +324,7 @@ def test_beside_each_other_a_model_slept_from_when_it_had_no_room_any_more() -> 
 
 
 def test_what_loads_in_no_time_may_leave_between_its_executions() -> None:
-    models = (Model("A", 1, 80.0, 0.0), Model("B", 1, 80.0, 5.0))
+    models = tuple(Model(m, 1, 80.0, load_s, sleep_s=0.0, wake_s=0.0) for m, load_s in (("A", 0.0), ("B", 5.0)))
     nodes = (Node("n0", 0), Node("n1", 1, (0,)), Node("n2", 0, (1,)))
     problem = build(models, [Gpu(80.0)], [Request("r", 0.0, nodes, [1.0, 1.0, 1.0])], shared=True)
     runs = [
@@ -334,6 +334,39 @@ def test_what_loads_in_no_time_may_leave_between_its_executions() -> None:
     ]
     assert kinds(problem, runs) == []
     assert kinds(problem, [*runs[:2], runs[2]._replace(start=6.5, end=7.5)]) != []
+
+
+def test_what_has_no_length_may_come_before_what_begins_at_that_moment() -> None:
+    """Whatever the last digits of its switch say."""
+    models = (Model("A", 1, 0.0, 0.0), Model("B", 1, 0.0, 1.0))
+    nodes = (Node("n0", 1), Node("n1", 0, (0,)), Node("n2", 1, (1,)))
+    problem = build(models, 1, [Request("r", 0.0, nodes, [1 / 3, 0.0, 0.0])], shared=True)
+    at = 1.0 + 1 / 3
+    runs = [
+        Execution("r", "n0", "B", (0,), 1.0, at, 1.0),
+        Execution("r", "n1", "A", (0,), at, at, 0.0),
+        Execution("r", "n2", "B", (0,), at + 1.0, at + 1.0, 1.0),
+    ]
+    assert at + 1.0 - 1.0 < at
+    assert kinds(problem, runs) == []
+    later = [runs[0], runs[1]._replace(start=at + 0.5, end=at + 0.5), runs[2]]
+    assert kinds(problem, later) == [Kind.MEMORY]
+
+
+def test_what_has_no_room_beside_a_load_has_the_time_to_leave() -> None:
+    models = (Model("A", 1, 50.0, 10.0), Model("B", 1, 48.0, 10.0), Model("C", 1, 30.0, 10.0))
+    nodes = (Node("n0", 0), Node("n1", 1), Node("n2", 2))
+    problem = build(models, [Gpu(80.0)], [Request("r", 0.0, nodes, [10.0, 1.0, 1.0])], shared=True)
+    a = Execution("r", "n0", "A", (0,), 10.0, 20.0, 10.0)
+    b = Execution("r", "n1", "B", (0,), 33.125, 34.125, 13.125)  # A takes 50 / 16 s to unload
+    c = Execution("r", "n2", "C", (0,), 30.0, 31.0, 10.0)
+    assert kinds(problem, [a, b, c]) == []
+    assert kinds(problem, [a, b._replace(switch_seconds=10.0), c]) == [], "unloaded for something that ran nothing"
+    assert kinds(problem, [a, b._replace(start=30.0, end=31.0, switch_seconds=10.0), c]) == [Kind.TOO_SHORT]
+    assert kinds(problem, [a, b._replace(start=33.0, end=34.0, switch_seconds=13.0), c]) == [Kind.TOO_SHORT]
+    # On a GPU whose memory is not known even C has no room beside A.
+    one = replace(problem, gpus=(Gpu(),))
+    assert Kind.TOO_SHORT in kinds(one, [a, c, b._replace(start=50.0, end=51.0)])
 
 
 # In bulk

@@ -2,7 +2,8 @@
 
 One model a GPU: the view is the plan's, in which a load counts from the first task that it serves; what a GPU holds is
 cleared by the next load on it, in memory / 16 GB/s, or in `sleep_s` if it was put to sleep. Several models a GPU
-(`shared`): a load is charged what was cleared of its GPUs since the last one there; what fits beside costs its load alone.
+(`shared`): a load is charged what was cleared of its GPUs since the last one there, and no other begins on them before that
+is done; else what fits beside costs its load alone.
 A model that sleeps is woken, on any GPUs, in `wake_s`; only what has run can sleep, for the plan shows no other.
 """
 
@@ -34,6 +35,8 @@ class Holding:
         """Servers of each GPU."""
         self._clear_s = [0.0] * count
         """What the next load on a GPU is charged for it."""
+        self._clear_at = [0.0] * count
+        """When what a load was charged for is gone from a GPU."""
         self._intact: list[tuple[int, tuple[int, ...]] | None] = [None] * count
         """Model and set that a GPU was last given to, in the plan's view."""
         self._asleep = [0] * len(problem.models)
@@ -52,7 +55,7 @@ class Holding:
                 return f"GPU {g} has {room - held:g} GB left" if held else f"GPU {g} is too small"
         return ""
 
-    def charge(self, model: int, gpus: tuple[int, ...]) -> tuple[float, bool]:
+    def charge(self, model: int, gpus: tuple[int, ...], now: float) -> tuple[float, bool]:
         """What the switch takes, seconds, and whether it is a waking. What is cleared or woken is so from now on."""
         m = self._problem.models[model]
         woken = self._asleep[model] > 0
@@ -61,11 +64,14 @@ class Holding:
         if not self._shared and all(self._intact[g] == (model, gpus) for g in gpus):
             return 0.0, woken
         cost = m.wake_s if woken and m.wake_s is not None else m.load_s
-        switch_s = cost + max(self._clear_s[g] for g in gpus)
-        if self._shared:
-            for g in gpus:
-                self._clear_s[g] = 0.0
-        return switch_s, woken
+        if not self._shared:
+            return cost + max(self._clear_s[g] for g in gpus), woken
+        longest = 0.0
+        for g in gpus:
+            left_s = max(self._clear_at[g] - now, 0.0) + self._clear_s[g]
+            self._clear_at[g], self._clear_s[g] = now + left_s, 0.0
+            longest = max(longest, left_s)
+        return cost + longest, woken
 
     def place(self, placed: Placed) -> None:
         """It is there."""

@@ -6,6 +6,7 @@ What is checked is said in `validate.py`.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class _Placed:
     since: float
     until: float
     """End of its last execution."""
+    loads_by: float = math.inf
+    """When its load begins at the latest, whatever else its switch is for; infinite where it has none."""
     broken: float = math.inf
     """When something else took one of its GPUs."""
 
@@ -194,27 +197,47 @@ class Replay:
             elif TOLERANCE_S < run.switch < model.load_s - TOLERANCE_S:
                 self._woken(run)
             placed = self._place(run.model, run.gpus, run.name, run.opens)
+            placed.loads_by = run.start - low
         placed.until = max(placed.until, run.end)
 
     def _check_memory(self) -> Iterator[Fault]:
-        """Whether what must be resident at once fits each GPU."""
-        stays: dict[int, list[tuple[float, float, float, str]]] = defaultdict(list)
+        """Whether what must be resident at once fits each GPU, and what must leave has the time to."""
+        there: dict[int, list[_Placed]] = defaultdict(list)
         for placed in self.all:
             for gpu in placed.gpus:
-                stays[gpu].append((placed.since, placed.until, self.memory[placed.model], placed.by))
-        for gpu, known in stays.items():
+                there[gpu].append(placed)
+        for gpu, placements in there.items():
             room = self.problem.gpus[gpu].memory_gb
+            known = [(p.since, p.until, self.memory[p.model], p.by) for p in placements]
+            yield from self._check_clearing(gpu, placements, room or 0.0)
             if room is None:
-                by_start = sorted(known)
-                for (_, until, _, _), (since, _, _, by) in pairwise(by_start):
-                    if since < until - TOLERANCE_S:
-                        yield Fault(
-                            Kind.MEMORY,
-                            by,
-                            f"loads at {in_words(since)} on GPU {gpu}, which holds one model until {in_words(until)}",
-                        )
+                for by, since, until in _together(known):
+                    words = f"loads at {in_words(since)} on GPU {gpu}, which holds one model until {in_words(until)}"
+                    yield Fault(Kind.MEMORY, by, words)
             elif over := _most_at_once(known, room):
                 yield Fault(Kind.MEMORY, over[1], f"GPU {gpu} would hold {over[0]:g} GB; it has {room:g}")
+
+    def _check_clearing(self, gpu: int, placements: list[_Placed], room: float) -> Iterator[Fault]:
+        """Whether what has no room beside a load could be gone by then, after its last execution."""
+        clear_s = [self._least_clear(m) for m in range(len(self.memory))]
+        by_end = sorted(placements, key=lambda p: p.until)
+        ends = [p.until for p in by_end]
+        for placed in placements:
+            first = bisect_right(ends, placed.loads_by - max(clear_s) + TOLERANCE_S)
+            for other in by_end[first : bisect_right(ends, placed.since + TOLERANCE_S)]:
+                gone = other.until + clear_s[other.model]
+                both = self.memory[other.model] + self.memory[placed.model]
+                if other.since > placed.since - TOLERANCE_S:
+                    continue  # of no length, and at the same moment: it may have come after
+                is_itself = (other.model, other.gpus) == (placed.model, placed.gpus)  # it may have stayed
+                if not is_itself and both > room + TOLERANCE_S and gone > placed.loads_by + TOLERANCE_S:
+                    known = self.problem.models[other.model].id
+                    why = f"{known}, which has no room beside it, is gone from GPU {gpu} at {in_words(gone)} at the soonest"
+                    yield Fault(
+                        Kind.TOO_SHORT,
+                        placed.by,
+                        f"its load begins at {in_words(placed.loads_by)} at the latest; {why}",
+                    )
 
     def _check_host_memory(self) -> Iterator[Fault]:
         room = self.problem.host_memory_gb
@@ -246,6 +269,20 @@ class Replay:
                     by = moment
                     break
         return by
+
+
+def _together(stays: Sequence[tuple[float, float, float, str]]) -> Iterator[tuple[str, float, float]]:
+    """Stays that begin while another one lasts: of which task, when, and until when the other one lasts."""
+    lasting = sorted(stay for stay in stays if stay[1] - stay[0] > TOLERANCE_S)
+    for (_, until, _, _), (since, _, _, by) in pairwise(lasting):
+        if since < until - TOLERANCE_S:
+            yield by, since, until
+    # What has no length may come before or after what begins or ends at that moment.
+    begins = [since for since, _, _, _ in lasting]
+    for since, end, _, by in stays:
+        at = bisect_right(begins, since - TOLERANCE_S) - 1
+        if end - since <= TOLERANCE_S and at >= 0 and since < (until := lasting[at][1]) - TOLERANCE_S:
+            yield by, since, until
 
 
 def _most_at_once(stays: Sequence[tuple[float, float, float, str]], room: float) -> tuple[float, str] | None:

@@ -332,7 +332,7 @@ class Simulation:
             raise self._refuse(now, order, f"GPU {early[0]} is not free yet")
         if why := self._holding.why_not(model, gpus):
             raise self._refuse(now, order, why)
-        switch_s, woken = self._holding.charge(model, gpus)
+        switch_s, woken = self._holding.charge(model, gpus, now)
         if self._noise and switch_s:
             switch_s *= 1 + self._noise * float(self._rng.uniform(-1, 1))
         placed = self._place(model, gpus, switch_s, woken=woken)

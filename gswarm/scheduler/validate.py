@@ -13,8 +13,9 @@ A plan does not say what is evicted or put to sleep, so of the rest only what fo
 
 * `shared` (several models on a GPU): a placement is resident from its switch to the end of its last execution that is
   not charged again. All that must be resident at once fits the GPU's memory; a GPU without a known memory holds one
-  model at a time. Executions of one placement do not overlap, those of several may. A switch is at least the load.
-  What loads in no time at all may have left and come back between any two executions.
+  model at a time. Executions of one placement do not overlap, those of several may. A switch is at least the load,
+  and what has no room beside that has the time to leave before it, after its last execution. What loads in no time at
+  all may have left and come back between any two executions.
 * `host_memory_gb` (sleep and wake): a switch is at least the wake time where the model can sleep and an execution of it
   has ended before, else the load time; to that comes what the set holds, each GPU cleared by unload or by sleep, whichever
   is shorter; and it is at most load or wake plus the slowest unload or sleep of what the set holds. An intact placement
