@@ -143,6 +143,7 @@ class World:
             services={s.name: s for s in self.state.list(Service) if s.name in live.places.servers},
             tasks=live.unfinished,
             servers=live.places.servers,
+            taken=live.places.taken(),
             history=live.history,
             strategy=Informed(live.strategy, news),
         )
@@ -497,18 +498,18 @@ def test_urgent_tasks_pass_and_each_says_how_many_are_before_it() -> None:
 def test_a_queue_too_long_to_plan_is_planned_in_part_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     objects = (
         *ONE, service("a", "n1:gpu0"), *(task(n, waited=100 - n) for n in range(1, 9)), task(9, "nowhere"),
-        task(10, phase="WAITING", depends_on=["8"]),
+        task(10, phase="WAITING", depends_on=["8"]), model("b"), stored("b"), task(11, "b"),
     )  # fmt: skip
     whole = World(*objects).plan
     monkeypatch.setattr(planning, "STEPS", 3)
     part = World(*objects).plan
     assert whole is not None and part is not None
-    assert (whole.ready, whole.blocked, whole.waiting, whole.beyond) == (9, 1, 1, 0)
-    assert (part.ready, part.blocked, part.waiting, part.beyond) == (9, 1, 1, 5), "what comes later is not blocked"
+    assert (whole.ready, whole.blocked, whole.waiting, whole.beyond) == (10, 1, 1, 0)
+    assert (part.ready, part.blocked, part.waiting, part.beyond) == (10, 1, 1, 6), "what comes later is not blocked"
     assert part.done_at.ToDatetime() < whole.done_at.ToDatetime()
     told = [types.PlanView(from_proto(plan, types.Plan), ()).lines()[0] for plan in (whole, part)]
     assert "; done about " in told[0] and "after that" not in told[0]
-    assert "; planned to " in told[1] and told[1].endswith(", 5 tasks after that") and "done" not in told[1]
+    assert "; planned to " in told[1] and told[1].endswith(", 6 tasks after that") and "done" not in told[1]
 
 
 def test_a_task_that_has_waited_for_its_bound_is_passed_over_no_more() -> None:

@@ -141,7 +141,7 @@ async def test_a_plan_is_shown_anew_when_it_is_outdated_and_not_too_often(
         shown = ShownPlan(store, strategy.create("online", wait_bound_s=60), History())
 
         async def ready() -> int:
-            await shown.refresh(clock.now, {t.id: t for t in store.state.list(Task)}, {})
+            await shown.refresh(clock.now, {t.id: t for t in store.state.list(Task)}, {}, frozenset)
             plan = store.state.get(Plan, "plan")
             assert plan is not None
             return plan.ready

@@ -83,6 +83,8 @@ def test_memory_tiers_and_deadlines_go_through_every_command(scheduler: Commands
         ("generate --config x --requests y --saturation 0", "saturation is above 0"),
         ("generate --config x --requests ./x", "are both x"),
         ("generate --config x --requests y --zipf -1", "not negative"),
+        ("generate --config x --requests y --gpu-memory-gb 2e9", "files say 1e+09 at most"),
+        ("generate --config x --requests y --deadline-over-run 1e12", "files say 1e+09 at most"),
         (f"explain {FILES} --plan plan.json --task r9/n1", "there is no request 'r9'"),
         (f"explain {FILES} --plan plan.json --task r9/n1", "REQUEST/NODE. There are: r1, r2"),
         ("explain --config other.json --requests r.json --plan plan.json --task r1/n1", "the plan of other files"),

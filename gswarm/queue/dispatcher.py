@@ -223,7 +223,7 @@ class Dispatcher:
             for server, orders in starts.items():
                 await self._lease(server, orders)
         await self._host_tasks.advance()
-        await self._plan.refresh(self.now(), self.unfinished, self.places.servers)
+        await self._plan.refresh(self.now(), self.unfinished, self.places.servers, self.places.taken)
 
     async def _lease(self, server: str, orders: list[Start]) -> None:
         """Lease tasks to a service, all in one operation, then tell its node."""

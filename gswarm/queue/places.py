@@ -56,6 +56,11 @@ class Places:
         """Whether the strategy has been told of a model."""
         return model in self._models
 
+    def taken(self) -> frozenset[str]:
+        """Models that some device takes: they fit there, or are served within reach."""
+        served = {server.model for server in self.servers.values() if server.reachable}
+        return frozenset(served | {name for name, model in self._models.items() if len(model.devices) >= model.width})
+
     def see_attached(self) -> None:
         """Look which agents are attached: one is so only after the change that says it is published."""
         if self._find_attached() != self._attached:

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import pickle
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import cast
@@ -50,6 +50,8 @@ class View:
     tasks: Mapping[str, Task]
     """Unfinished tasks."""
     servers: Mapping[str, Server]
+    taken: Set[str]
+    """Models that some device takes."""
     history: History
     strategy: Strategy
     """A copy that `make` may run ahead."""
@@ -121,7 +123,7 @@ class _Ahead:
             else:
                 return True
             self.carry_out(now, self.strategy.handle(now, events))
-        return not self.heap
+        return False
 
     def waits(self) -> bool:
         return any(task.phase == queue_pb2.TASK_PHASE_READY for task in self.view.tasks.values())
@@ -191,8 +193,12 @@ def make(view: View) -> tuple[Plan, list[Lane]]:
         for d, found in sorted(blocks.items())
     ]
     planned = {task for stint in stints for task in stint.tasks}
-    models = set() if is_whole else {stint.model for stint in stints}
-    return _summary(view, ahead.loads, planned, models, stints), lanes
+    later = set() if is_whole else {t.id for t in _to_start(view) if t.id not in planned and t.model in view.taken}
+    return _summary(view, ahead.loads, planned, later, stints), lanes
+
+
+def _to_start(view: View) -> Iterator[Task]:
+    return (t for t in view.tasks.values() if t.model and t.phase in (queue_pb2.TASK_PHASE_READY, *HELD_UP))
 
 
 def _begin_with_running(ahead: _Ahead) -> None:
@@ -257,17 +263,15 @@ def first_come_swaps(tasks: Sequence[Task], holding: Sequence[str]) -> int:
     return swaps
 
 
-def _summary(view: View, loads: int, planned: set[str], models: set[str], stints: Sequence[_Stint]) -> Plan:
-    """Tasks of `models` that are not in `planned` come after it; other ready ones no device takes."""
+def _summary(view: View, loads: int, planned: set[str], later: set[str], stints: Sequence[_Stint]) -> Plan:
+    """Tasks that are `later` come after those that are planned; other ready ones no device takes."""
     ready = [t for t in view.tasks.values() if t.phase == queue_pb2.TASK_PHASE_READY]
-    left = [t for t in view.tasks.values() if t.model and t.phase in (queue_pb2.TASK_PHASE_READY, *HELD_UP)]
     waits = [
         (view.now - t.ready_at.ToDatetime(view.now.tzinfo)).total_seconds()
         for t in ready
-        if t.HasField("ready_at")
-        and (t.id in planned or t.model in models)  # for what no device takes no bound is kept
+        if t.HasField("ready_at") and (t.id in planned or t.id in later)  # for what no device takes no bound is kept
     ]
-    to_start = [t for t in left if t.id in planned]
+    to_start = [t for t in _to_start(view) if t.id in planned]
     seen = [stint.runs_seen for stint in stints]
     plan = Plan(
         strategy=view.strategy.name,
@@ -278,9 +282,9 @@ def _summary(view: View, loads: int, planned: set[str], models: set[str], stints
         wait_bound_s=view.strategy.wait_bound_s,
         ready=len(ready),
         running=sum(t.phase == queue_pb2.TASK_PHASE_RUNNING for t in view.tasks.values()),
-        blocked=sum(bool(t.model) and t.id not in planned and t.model not in models for t in ready),
+        blocked=sum(bool(t.model) and t.id not in planned and t.id not in later for t in ready),
         waiting=sum(t.phase in HELD_UP for t in view.tasks.values()),
-        beyond=sum(t.id not in planned and t.model in models for t in left),
+        beyond=len(later),
     )
     plan.made_at.FromDatetime(view.now)
     if stints:

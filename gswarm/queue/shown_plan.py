@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -37,22 +37,24 @@ class ShownPlan:
         """Something has changed of which a plan is made."""
         self._due = True
 
-    async def refresh(self, clock: float, tasks: Mapping[str, Task], servers: Mapping[str, Server]) -> None:
+    async def refresh(
+        self, clock: float, tasks: Mapping[str, Task], servers: Mapping[str, Server], taken: Callable[[], Set[str]]
+    ) -> None:
         """Show a new plan if it is time for one, made of `tasks`, those that have not ended.
 
-        `clock` is the strategy's time now, in seconds.
+        `clock` is the strategy's time now, in seconds; `taken` gives the models that some device takes.
         """
         if not self._due or time.monotonic() < self._next:
             return
         self._due = False
         began = time.monotonic()
-        made, lanes = await self._make(clock, tasks, servers)
+        made, lanes = await self._make(clock, tasks, servers, taken)
         # A long queue takes long to run ahead: then look less often.
         self._next = time.monotonic() + max(PLAN_S, 10 * (time.monotonic() - began))
         await self._show(made, {lane.device_id: lane for lane in lanes})
 
     async def _make(
-        self, clock: float, tasks: Mapping[str, Task], servers: Mapping[str, Server]
+        self, clock: float, tasks: Mapping[str, Task], servers: Mapping[str, Server], taken: Callable[[], Set[str]]
     ) -> tuple[Plan, list[Lane]]:
         state = self._store.state
         view = plan.View(
@@ -62,6 +64,7 @@ class ShownPlan:
             services={s.name: s for s in state.list(Service) if s.phase not in operations.GONE},
             tasks=dict(tasks),
             servers=dict(servers),
+            taken=taken(),
             history=self._history,
             strategy=self._strategy,
         )

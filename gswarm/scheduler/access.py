@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import gzip
@@ -64,9 +65,9 @@ def working(message: str, seconds: float = 0.0) -> Iterator[None]:
     is_ours = callable(handler) and threading.current_thread() is threading.main_thread()
     if is_ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if _is_interrupted():
+        if _is_cancelled():
             signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt  # between two pieces of work, or before the first
+            raise asyncio.CancelledError  # between two pieces of work, or before the first
     collects = gc.isenabled()
     gc.disable()  # no cycles to be found, and looking for them takes a third of the time of reading files
     if message:
@@ -85,10 +86,8 @@ def working(message: str, seconds: float = 0.0) -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _is_interrupted() -> bool:
-    """Whether the event loop's handler has marked this task as cancelled."""
-    import asyncio
-
+def _is_cancelled() -> bool:
+    """Whether this task is, as by the event loop's handler of an interrupt."""
     with contextlib.suppress(RuntimeError):  # no loop runs here
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0

@@ -85,9 +85,10 @@ def generate(recipe: Recipe) -> Problem:
         naps = [round(m.memory_gb / SLEEP_GB_PER_S, 3) for m in models]
         models = [replace(m, sleep_s=nap, wake_s=nap) for m, nap in zip(models, naps, strict=True)]
     gpus = [Gpu(recipe.gpu_memory_gb or None)] * recipe.gpus
-    longest = max(times[-1], *(m.load_s for m in models), *(s for r in requests for s in r.seconds))
-    if longest > MOST:
-        raise ProblemError(f"it would have {longest:g} s in it; files say {MOST:g} at most")
+    said = [times[-1], recipe.gpu_memory_gb, recipe.host_memory_gb, *(m.load_s for m in models)]
+    said += [s for r in requests for s in (*r.seconds, r.deadline - r.arrival if recipe.deadline_over_run else 0.0)]
+    if max(said) > MOST:
+        raise ProblemError(f"it would have {max(said):g} s or GB in it; files say {MOST:g} at most")
     return build(models, gpus, requests, shared=recipe.shared, host_memory_gb=recipe.host_memory_gb)
 
 

@@ -287,11 +287,12 @@ def _together(stays: Sequence[tuple[float, float, float, str]]) -> Iterator[tupl
 
 def _most_at_once(stays: Sequence[tuple[float, float, float, str]], room: float) -> tuple[float, str] | None:
     """The first time that more than `room` is there: how much, and for which task. Stays are from, to, GB, task."""
-    # What ends by a moment leaves before what begins then; what has no length is there by itself, between the two.
+    # What ends by a moment leaves before what begins then; what has no length is there by itself, between the two,
+    # and a moment is as long as what times may be off by.
     changes = []
     for since, until, gb, by in stays:
         if until - since <= TOLERANCE_S:
-            changes.append((since, 1, gb, by))
+            changes.append((since - TOLERANCE_S / 2, 1, gb, by))
         else:
             changes += [(since, 2, gb, by), (until - TOLERANCE_S, 0, -gb, by)]
     total = 0.0

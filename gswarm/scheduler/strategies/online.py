@@ -29,11 +29,10 @@ loads dwarf the tasks; the most that this was while it waited): when the oldest 
 but that task. The oldest one is passed over most, since whoever passes over some task passes over the oldest one too; so
 the check before each start bounds all, whatever their width or priority, and whatever was loaded ahead. It comes to its
 turn: nothing else starts, so what runs ends; claims of others are called off, and it may claim any GPUs of ours that can
-be reached. From half of that on it is *due*: it goes first on its model's next
-server, or claims the GPUs that fall free soonest, so that the hard stop is seldom needed. A task also is due when it has
-waited `wait_bound_s`, but then it takes no GPUs from a model whose own tasks have waited as long. Tasks that nothing can
-be done for (their model is not there, or all it fits on belongs to others or is out of reach) are not in line; they join it
-anew when something can.
+be reached. From half of that on it is *due*: it goes first on its model's next server, or claims the GPUs that fall free
+soonest, so that the hard stop is seldom needed. A task also is due when it has waited `wait_bound_s`, but then it takes no
+GPUs from a model whose own tasks have waited as long. Tasks that nothing can be done for (their model is not there, or all
+it fits on belongs to others or is out of reach) are not in line; they join it anew when something can.
 
 What it knows is kept in `intake.py`, where models go is decided in `placing.py`, and `fleet.py` carries it out.
 """
