@@ -46,10 +46,11 @@ def execute(action: Action, values: Mapping[str, object], options: Globals) -> i
 
 def _confirm(action: Action, values: Mapping[str, object]) -> None:
     named = next((values[p.name] for p in action.parameters if p.positional), "")
-    subject = " ".join(map(str, named)) if isinstance(named, list) else str(named)
+    subjects = named if isinstance(named, list) else [named] if named else []
+    asked = " ".join([action.name, *map(str, subjects)])
     if not sys.stdin.isatty():
-        raise RefusedError(f"{action.name} {subject} was not confirmed", why=action.effect, next="add --yes")
-    sys.stderr.write(f"{action.name} {subject}: {action.effect}. Go on? [y/N] ")
+        raise RefusedError(f"{asked} was not confirmed", why=action.effect, next="add --yes")
+    sys.stderr.write(f"{asked}: {action.effect}. Go on? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise RefusedError("nothing was changed")

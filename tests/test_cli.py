@@ -354,6 +354,7 @@ def test_a_cancel_prints_the_tasks_it_cancelled(here: Here) -> None:
     assert heading.split()[:2] == ["TASK", "ACTION"]
     assert line.split()[0] == str(made[0]["first_task"]) and "cancelled" in line
     assert "queue cancel 7 8 was not confirmed" in said(here, "queue", "cancel", "7", "8", code=5)
+    assert "queue cancel was not confirmed" in said(here, "queue", "cancel", "--workflow", made[0]["id"], code=5)
     assert "nothing to cancel" in said(here, "queue", "cancel", "--yes", code=2)
 
 
