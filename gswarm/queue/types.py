@@ -261,7 +261,9 @@ class PlanView:
         ]
         if plan.done_at is not None and (plan.ready or plan.running):
             basis = f"{plan.runs_seen} runs seen" if plan.runs_seen else "a guess: no runs were seen yet"
-            until, after = ("planned to", f", {plan.beyond} tasks after that") if plan.beyond else ("done about", "")
+            until, after = "done about", ""
+            if plan.beyond:
+                until, after = "planned to", f", {plan.beyond} task{'s' if plan.beyond > 1 else ''} after that"
             out[0] += f"; {until} {units.clock(plan.done_at)} ({basis}){after}"
         for lane in self.lanes:
             out += ["", lane.alias]

@@ -147,9 +147,8 @@ def check_strategy(name: str, *, online: bool) -> None:
 
 def check_out(out: Path | None, *files: Path) -> None:
     """Raises InvalidError where a plan would take the place of what it is made from."""
-    for file in files if out is not None else ():
-        if out is not None and out.resolve() == file.resolve() and out.is_file():
-            raise InvalidError(f"--out is {out}, which is read", next="name another file", field="out")
+    if out is not None and out.is_file() and out.resolve() in {file.resolve() for file in files}:
+        raise InvalidError(f"--out is {out}, which is read", next="name another file", field="out")
 
 
 def check_plot(path: Path) -> None:

@@ -12,8 +12,8 @@ from gswarm.scheduler.types import Explanation, Flaw, Outcome, Verdict
 
 SECONDS = 2.0
 """Of search by default; more of them find a little more."""
-WIDEST = 10_000
-"""Columns to draw in."""
+COLUMNS = 10_000
+"""To draw in at most."""
 MANY = 10_000
 """Requests that are looked at for one of a similar name."""
 ConfigFile = Annotated[Path, Doc("config file: models and workflows")]
@@ -288,8 +288,10 @@ async def show(
 
     if (config is None) != (requests is None):
         raise InvalidError("--config and --requests belong together", next="give both or neither")
-    if (end is not None and end <= start) or (width is not None and not 1 <= width <= WIDEST):
-        raise InvalidError("there is nothing to show", next=f"give --start below --end, and --width from 1 to {WIDEST}")
+    if (end is not None and end <= start) or (width is not None and not 1 <= width <= COLUMNS):
+        raise InvalidError(
+            "there is nothing to show", next=f"give --start below --end, and --width from 1 to {COLUMNS}"
+        )
     gpus, runs = access.read_executions(plan)
     bound_s = 0.0
     if config is not None and requests is not None:

@@ -206,10 +206,11 @@ class Replay:
         for placed in self.all:
             for gpu in placed.gpus:
                 there[gpu].append(placed)
+        clear_s = [self._least_clear(m) for m in range(len(self.memory))]
         for gpu, placements in there.items():
             room = self.problem.gpus[gpu].memory_gb
             known = [(p.since, p.until, self.memory[p.model], p.by) for p in placements]
-            yield from self._check_clearing(gpu, placements, room or 0.0)
+            yield from self._check_clearing(gpu, placements, room or 0.0, clear_s)
             if room is None:
                 for by, since, until in _together(known):
                     words = f"loads at {in_words(since)} on GPU {gpu}, which holds one model until {in_words(until)}"
@@ -217,18 +218,19 @@ class Replay:
             elif over := _most_at_once(known, room):
                 yield Fault(Kind.MEMORY, over[1], f"GPU {gpu} would hold {over[0]:g} GB; it has {room:g}")
 
-    def _check_clearing(self, gpu: int, placements: list[_Placed], room: float) -> Iterator[Fault]:
+    def _check_clearing(
+        self, gpu: int, placements: list[_Placed], room: float, clear_s: list[float]
+    ) -> Iterator[Fault]:
         """Whether what has no room beside a load could be gone by then, after its last execution."""
-        clear_s = [self._least_clear(m) for m in range(len(self.memory))]
         by_end = sorted(placements, key=lambda p: p.until)
         ends = [p.until for p in by_end]
         for placed in placements:
             first = bisect_right(ends, placed.loads_by - max(clear_s) + TOLERANCE_S)
             for other in by_end[first : bisect_right(ends, placed.since + TOLERANCE_S)]:
-                gone = other.until + clear_s[other.model]
-                both = self.memory[other.model] + self.memory[placed.model]
                 if other.since > placed.since - TOLERANCE_S:
                     continue  # of no length, and at the same moment: it may have come after
+                gone = other.until + clear_s[other.model]
+                both = self.memory[other.model] + self.memory[placed.model]
                 is_itself = (other.model, other.gpus) == (placed.model, placed.gpus)  # it may have stayed
                 if not is_itself and both > room + TOLERANCE_S and gone > placed.loads_by + TOLERANCE_S:
                     known = self.problem.models[other.model].id
